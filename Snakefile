@@ -1,0 +1,42 @@
+# snakemake --cores all                                  the default preset, to reports/cpu.html
+# snakemake --cores all --config preset=smoke            another preset
+# snakemake --cores all ablation_ultramem_v2             one ablation; see workflows/configs/ablations.yaml
+# snakemake plan --cores 1 --config preset=paper         hours and disk, before anything runs
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+sys.path.insert(0, workflow.basedir)
+os.environ["PYTHONPATH"] = workflow.basedir
+
+from workflows.errors import UserError
+from workflows.grid import load_grid
+from workflows.provenance import fingerprint
+
+try:
+    GRID = load_grid(config, Path("results"))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+PRESET = GRID["preset"]
+RESULTS = f"results/{PRESET}"
+PYTHON = sys.executable
+
+if "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = GRID["gpus"]
+
+
+rule all:
+    input:
+        f"reports/{PRESET}.html",
+
+
+include: "workflows/data.smk"
+include: "workflows/train.smk"
+include: "workflows/measure.smk"
+include: "workflows/report.smk"

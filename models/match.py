@@ -1,0 +1,194 @@
+"""Matched compute: integer knobs that give every architecture the same FLOPs and the same total parameters.
+
+Spec section E (rule V1): a sparse model stores `sparse_ratio` times its activated parameters, and all models spend equal
+FLOPs per token. Each architecture names its knobs: `width_knob` moves FLOPs, `size_knob` moves total parameters,
+`share_knob` moves what retrieval and projections take. FLOPs are affine in the width and every count is monotone in the
+other knobs, so two evaluations find the one and bisection the others.
+Integer knobs are coarse in small models (one unit of a top-8 expert's width is 3 % of the FLOPs at d_model 64), hence
+the budget itself is chosen, among the levels the architectures can reach next to the nominal one, to make the worst
+mismatch smallest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from models.transformer import ModelConfig
+
+
+class MatchError(ValueError):
+    """No setting of the knobs satisfies the rule; the message names the architecture and what was missed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchRule:
+    """What "matched" means.
+
+    Args:
+        sparse_ratio: total parameters / activated parameters of the sparse architectures (embeddings excluded).
+        flops_ratio: FLOPs of all over those of the narrow dense comparator, whose blocks hold 12 d_model^2 parameters
+            (P1: 0.35 / 0.30 G).
+        flops_tolerance, params_tolerance: largest (max - min) / min over the matched models.
+        max_memory_share: largest share of feed-forward plus memory compute for queries, keys and projections.
+    """
+
+    sparse_ratio: float = 12.0
+    flops_ratio: float = 1.16
+    flops_tolerance: float = 0.01
+    params_tolerance: float = 0.02
+    max_memory_share: float = 0.25
+
+
+def narrow_dense(model: ModelConfig) -> int:
+    """d_ff of the paper's narrow comparator, SwiGLU with 8 d_model^2 parameters a block."""
+    return round(8 * model.d_model / 3)
+
+
+def nearest(target: float, value: Callable[[int], float], low: int = 1, high: int = 1 << 22) -> int:
+    """The integer whose monotone `value` is nearest to `target`."""
+    floor = low
+    while low < high:
+        middle = (low + high) // 2
+        if value(middle) < target:
+            low = middle + 1
+        else:
+            high = middle
+    return min((max(low - 1, floor), low), key=lambda knob: abs(value(knob) - target))
+
+
+def flops(model: ModelConfig) -> int:
+    return model.cost().flops
+
+
+def params(model: ModelConfig) -> int:
+    return model.cost().without("embedding").params
+
+
+def turn(model: ModelConfig, **knobs: int) -> ModelConfig:
+    return replace(model, arch=replace(model.arch, **knobs))
+
+
+def solve_sizes(model: ModelConfig, target_flops: float, target_params: float) -> ModelConfig:
+    """Width and size such that both targets are met as nearly as integers allow.
+
+    Both knobs move both counts (a router and keys cost FLOPs, an expert's width costs parameters), so the width is solved
+    anew for every size that the search looks at.
+    """
+    arch = model.arch
+
+    def at_width(sized: ModelConfig) -> ModelConfig:
+        one, two = (flops(turn(sized, **{arch.width_knob: width})) for width in (1, 2))
+        return turn(sized, **{arch.width_knob: max(1, 1 + round((target_flops - one) / (two - one)))})
+
+    if not arch.size_knob:
+        return at_width(model)
+
+    def at_size(size: int) -> ModelConfig:
+        return at_width(turn(model, **{arch.size_knob: size}))
+
+    def stored(size: int) -> float:
+        sized = at_size(size)
+        # Past the point where router or keys take half of the compute, more experts are so narrow that they store less.
+        return params(sized) if sized.cost().memory_share <= 0.5 else math.inf
+
+    return at_size(nearest(target_params, stored, low=arch.smallest_size, high=1 << 14))
+
+
+def solve(model: ModelConfig, target_flops: float, target_params: float, max_share: float) -> ModelConfig:
+    """One architecture at given targets.
+
+    With a share knob, the largest multiple of 4 that keeps retrieval within `max_share`,
+    or within the architecture's own `memory_share` if it has one.
+
+    Raises:
+        MatchError: even the smallest key width takes more than the allowed share.
+    """
+    knob = model.arch.share_knob
+    if knob is None:
+        return solve_sizes(model, target_flops, target_params)
+    limit = min(max_share, getattr(model.arch, "memory_share", None) or max_share)
+
+    def at_key(units: int) -> ModelConfig:
+        return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params)
+
+    low, high, best = 1, model.d_model, at_key(1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        solved = at_key(middle)
+        if solved.cost().memory_share <= limit:
+            low, best = middle, solved
+        else:
+            high = middle - 1
+    if best.cost().memory_share > max_share:
+        raise MatchError(
+            f"{model.arch.name} at d_model {model.d_model}: retrieval takes {best.cost().memory_share:.0%} of the compute "
+            f"even with {knob} 4, more than the {max_share:.0%} allowed; use fewer or larger memory layers"
+        )
+    return best
+
+
+def spread(values: list[float]) -> float:
+    return (max(values) - min(values)) / min(values)
+
+
+def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelConfig]:
+    """Solves all architectures of one size together.
+
+    Args:
+        models: name -> model whose knobs may hold any value; all share one backbone.
+
+    Returns:
+        name -> model with its knobs set. `gate` says whether the result is good enough.
+    """
+    backbone = next(iter(models.values()))
+    block = 12 * backbone.d_model**2 * backbone.n_layers
+    nominal = 2 * block * rule.flops_ratio
+
+    def solve_all(target_flops: float, target_params: float) -> dict[str, ModelConfig]:
+        return {n: solve(m, target_flops, target_params, rule.max_memory_share) for n, m in models.items()}
+
+    def worst(solved: dict[str, ModelConfig]) -> tuple[float, float]:
+        sparse = [params(m) for m in solved.values() if m.arch.size_knob]
+        return spread([flops(m) for m in solved.values()]), spread(sparse) if sparse else 0.0
+
+    def stored(level: float) -> float:
+        return rule.sparse_ratio * level / 2
+
+    levels = {nominal} | {flops(m) for m in solve_all(nominal, stored(nominal)).values()}
+    candidates = [solve_all(level, stored(level)) for level in sorted(levels)]
+    best = min(candidates, key=lambda solved: worst(solved)[0])
+    level = sum(flops(m) for m in best.values()) / len(best)
+    sizes = {params(m) for m in best.values() if m.arch.size_knob}
+    candidates = [best] + [solve_all(level, size) for size in sorted(sizes)]
+    within = [c for c in candidates if worst(c)[0] <= rule.flops_tolerance] or candidates
+    return min(within, key=lambda solved: worst(solved)[1])
+
+
+def gate(models: dict[str, ModelConfig], rule: MatchRule) -> None:
+    """Refuses models that are not matched.
+
+    Raises:
+        MatchError: names the two models furthest apart and by how much, or the one whose retrieval is too dear.
+    """
+    sparse = {n: m for n, m in models.items() if m.arch.size_knob}
+    for what, of, group, tolerance in (
+        ("FLOPs per token", flops, models, rule.flops_tolerance),
+        ("total parameters", params, sparse, rule.params_tolerance),
+    ):
+        if not group:
+            continue
+        low, high = min(group, key=lambda n: of(group[n])), max(group, key=lambda n: of(group[n]))
+        apart = of(group[high]) / of(group[low]) - 1
+        if apart > tolerance:
+            raise MatchError(
+                f"{what} at d_model {models[low].d_model}: {high} has {of(group[high]):,} and {low} {of(group[low]):,}, "
+                f"{apart:.2%} apart where {tolerance:.0%} is allowed; change a fixed field of one of them or the rule"
+            )
+    for name, model in models.items():
+        if model.arch.share_knob and model.cost().memory_share > rule.max_memory_share:
+            raise MatchError(
+                f"{name} at d_model {model.d_model} spends {model.cost().memory_share:.1%} of feed-forward plus memory "
+                f"compute on retrieval and projections where {rule.max_memory_share:.0%} is allowed; lower its key width"
+            )

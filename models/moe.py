@@ -1,0 +1,172 @@
+"""Mixture of experts: token-choice top-k, dropless.
+
+P2 equations 1-2: o = sum over the top-k experts i of p_i * expert_i(x), p = softmax(W_r x), weights not renormalised.
+P1's 2-expert baseline is top-2 of N half-width GELU experts; P2's 8-expert baseline is OLMoE's top-8 of 64 SwiGLU ones.
+P1 gives neither router nor balance loss (GAP): both baselines use OLMoE's, load balance 0.01 and router z-loss 0.001.
+
+T tokens, D d_model, E n_experts, k top_k, S = T*k routed tokens sorted by expert, F d_expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from models.cost import Cost, Part, dense
+from models.feed_forward import FeedForward, feed_forward_cost
+from models.slot import ArchConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig(ArchConfig):
+    """A mixture of experts in every block.
+
+    Args:
+        n_experts, top_k, d_expert: experts, experts per token, inner width of each.
+        glu: SwiGLU experts (P2) or two-matrix GELU ones (P1).
+        d_shared: inner width of a shared expert that every token uses; 0 is none, as in both papers.
+        load_balance: weight of n_experts * sum_e f_e p_e, which is 1 when perfectly balanced (Switch, Fedus et al. 2021;
+            f counts routed tokens and sums to 1 over experts, so the value does not depend on top_k).
+        router_z: weight of the mean squared log-sum-exp of the router's logits (ST-MoE, Zoph et al. 2022).
+        router_init: standard deviation of the router in units of the backbone's. 0 starts at uniform probabilities
+            and breaks ties by index, so it is refused.
+        router_frozen: "no" | "yes": the control in which routing stays random.
+
+    Raises:
+        ValueError: top_k exceeds n_experts, or router_init is not positive.
+    """
+
+    name: ClassVar[str] = "moe"
+    width_knob: ClassVar[str] = "d_expert"
+    size_knob: ClassVar[str] = "n_experts"
+    n_experts: int
+    top_k: int
+    d_expert: int
+    glu: bool = True
+    d_shared: int = 0
+    load_balance: float = 0.01
+    router_z: float = 0.001
+    router_init: float = 1.0
+    router_frozen: str = "no"
+
+    def __post_init__(self):
+        if not 0 < self.top_k <= self.n_experts:
+            raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
+        if self.router_init <= 0:
+            raise ValueError(f"router_init {self.router_init} must be positive")
+        if self.router_frozen not in ("no", "yes"):
+            raise ValueError(f"router_frozen {self.router_frozen!r} is not one of no, yes")
+
+    @property
+    def smallest_size(self) -> int:
+        return self.top_k + 1
+
+    def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
+        return MoE(d_model, self)
+
+    def cost(self, d_model: int, n_layers: int) -> Cost:
+        matrices = 3 if self.glu else 2
+        layer = Cost(
+            (
+                dense("router", "router", d_model * self.n_experts),
+                Part("experts", "table", self.n_experts, matrices * d_model * self.d_expert, self.top_k),
+            )
+        )
+        if self.d_shared:
+            layer += feed_forward_cost(d_model, self.d_shared, self.glu)
+        return layer * n_layers
+
+
+class Gather(torch.autograd.Function):
+    """x[index] where every row of x is taken exactly `repeat` times, so that the gradient is a gather too.
+
+    `inverse` (rows of x * repeat) lists, row by row, where each copy went.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor, repeat: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.repeat = repeat
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (inverse,) = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        if ctx.repeat > 1:
+            grad = grad.view(-1, ctx.repeat, grad.shape[-1]).sum(1)
+        return grad, None, None, None
+
+
+class MoE(nn.Module):
+    """Sorts the routed tokens by expert, multiplies each group by its expert, and puts the results back in order."""
+
+    def __init__(self, d_model: int, cfg: MoEConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.router = nn.Linear(d_model, cfg.n_experts, bias=False)
+        self.router.weight.requires_grad_(cfg.router_frozen == "no")
+        self.up_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, (2 if cfg.glu else 1) * cfg.d_expert))
+        self.down_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
+        self.shared = FeedForward(d_model, cfg.d_shared, cfg.glu) if cfg.d_shared else None
+
+    def init_weights(self, std: float, out_std: float) -> None:
+        nn.init.normal_(self.router.weight, std=std * self.cfg.router_init)
+        nn.init.normal_(self.up_EDF, std=std)
+        nn.init.normal_(self.down_EFD, std=out_std)
+        if self.shared is not None:
+            self.shared.init_weights(std, out_std)
+
+    def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Router logits (T, E), probabilities (T, k) and experts (T, k) of the top-k; float32."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TE = F.linear(x_TD.float(), self.router.weight.float())
+        prob_Tk, expert_Tk = logits_TE.softmax(-1).topk(self.cfg.top_k, dim=-1)
+        return logits_TE, prob_Tk, expert_Tk
+
+    def aux_loss(self, logits_TE: Tensor, counts_E: Tensor) -> Tensor:
+        share_E = counts_E / counts_E.sum()
+        balance = self.cfg.n_experts * (share_E * logits_TE.softmax(-1).mean(0)).sum()
+        return self.cfg.load_balance * balance + self.cfg.router_z * logits_TE.logsumexp(-1).square().mean()
+
+    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+        k, x_TD = self.cfg.top_k, x_BTD.flatten(0, -2)
+        logits_TE, prob_Tk, expert_Tk = self.route(x_TD)
+        expert_S = expert_Tk.flatten()
+        order_S = expert_S.argsort(stable=True)
+        place_S = torch.empty_like(order_S)
+        place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
+        counts_E = torch.bincount(expert_S, minlength=self.cfg.n_experts)
+
+        h = kernels.grouped_mm(Gather.apply(x_TD, order_S // k, place_S, k), self.up_EDF, counts_E)
+        if self.cfg.glu:
+            gate_SF, up_SF = h.chunk(2, dim=-1)
+            h_SF = F.silu(gate_SF) * up_SF
+        else:
+            h_SF = F.gelu(h)
+        y_SD = Gather.apply(kernels.grouped_mm(h_SF, self.down_EFD, counts_E), place_S, order_S, 1)
+        y_TD = torch.einsum("tkd,tk->td", y_SD.unflatten(0, (-1, k)), prob_Tk.to(y_SD.dtype))
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)[0]
+        aux = self.aux_loss(logits_TE, counts_E) if self.training else x_BTD.new_zeros(())
+        return y_TD.view_as(x_BTD), aux
+
+    @torch.no_grad()
+    def health(self, x_BTD: Tensor) -> dict[str, float]:
+        """Share of experts used, KL of their use from uniform (nats), mean top-1 probability."""
+        _, prob_Tk, expert_Tk = self.route(x_BTD.flatten(0, -2))
+        use_E = torch.bincount(expert_Tk.flatten(), minlength=self.cfg.n_experts).float()
+        share_E = use_E / use_E.sum()
+        kl = torch.special.xlogy(share_E, share_E * self.cfg.n_experts).sum()
+        return {
+            "used_share": (use_E > 0).float().mean().item(),
+            "kl_uniform": kl.item(),
+            "top1_score": prob_Tk[:, 0].mean().item(),
+            "mean_score": prob_Tk.mean().item(),
+            "output_std": self(x_BTD)[0].float().std().item(),
+        }

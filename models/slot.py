@@ -1,0 +1,56 @@
+"""The contract between the Transformer and what fills its feed-forward slot.
+
+A new architecture is one file with one subclass of `ArchConfig`, and its line in `models/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import nn
+
+from models.cost import Cost
+
+
+class Placed(NamedTuple):
+    """A memory layer that reads block `read_at`'s normalised FFN input and is added after block `write_at` (0-based)."""
+
+    read_at: int
+    write_at: int
+    module: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchConfig:
+    """What fills the feed-forward slots of all blocks.
+
+    Modules built here have `forward(x_BTD, cache=None) -> (y_BTD, aux)`, where `aux` is an already weighted scalar loss.
+    They may have `refresh()` (called before each training step's forward), `health(x_BTD) -> dict[str, float]` and
+    `value_names`, the names of parameters that are value tables and get their own learning rate.
+
+    The compute-matching solver turns three knobs: `width_knob` moves FLOPs, `size_knob` total parameters (None: dense),
+    `share_knob` the width of the keys (None: no retrieval).
+    """
+
+    name: ClassVar[str]
+    width_knob: ClassVar[str] = "d_ff"
+    size_knob: ClassVar[str | None] = None
+    share_knob: ClassVar[str | None] = None
+
+    @property
+    def smallest_size(self) -> int:
+        """Least value of the size knob that makes sense."""
+        return 1
+
+    def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
+        """The FFN of block `layer`."""
+        raise NotImplementedError
+
+    def memories(self, d_model: int, n_layers: int) -> list[Placed]:
+        """Memory layers beside the FFNs; none by default."""
+        return []
+
+    def cost(self, d_model: int, n_layers: int) -> Cost:
+        """Everything in the slots of all blocks, in closed form."""
+        raise NotImplementedError

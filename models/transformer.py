@@ -1,0 +1,259 @@
+"""Decoder-only Transformer with one feed-forward slot per block; every architecture of the suite plugs into it.
+
+RMSNorm, rotary positions, QK-norm, grouped-query attention, tied embeddings, no biases (P2's open backbone, OLMoE).
+Skip placement (P1 section 3.2): a memory layer reads the normalised FFN input of block i, and its output joins the
+residual stream after block j >= i, so that its lookup can run beside blocks i+1..j. Any number may be in flight.
+
+B batch, T time, S past + T, D d_model, H query heads, G key/value heads, K d_head, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from models.cost import Cost, dense
+from models.slot import ArchConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A language model: a backbone and the architecture in its feed-forward slots.
+
+    Args:
+        arch: what fills the slots.
+        seq_len: longest context in tokens.
+        n_kv_heads: key/value heads; None means as many as query heads.
+        init_std: of every linear map; None means sqrt(2 / (5 d_model)) (P2 appendix A). Output maps of attention and of
+            the FFN are scaled by 1/sqrt(2 n_layers) on top.
+        tie_embeddings: the output head is the embedding matrix.
+        qk_norm: RMSNorm over each head's queries and keys, before the rotation.
+    """
+
+    arch: ArchConfig
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    seq_len: int
+    init_std: float | None = None
+    tie_embeddings: bool = True
+    qk_norm: bool = True
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self):
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+        if (self.d_model // self.n_heads) % 2:
+            raise ValueError(f"d_model / n_heads = {self.d_head} is odd, and rotary positions need an even width")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}")
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def std(self) -> float:
+        return self.init_std if self.init_std is not None else (2 / (5 * self.d_model)) ** 0.5
+
+    def cost(self) -> Cost:
+        """Every parameter of the model. The embedding is its own role and is left out of FLOPs; the head is tied to it
+        or, untied, counted as embedding too (the papers count neither)."""
+        block = Cost(
+            (
+                dense("attention", "attention", 2 * self.d_model * self.d_head * (self.n_heads + self.kv_heads)),
+                dense("norms", "norm", 2 * self.d_model + (2 * self.d_head if self.qk_norm else 0)),
+            )
+        )
+        ends = Cost(
+            (
+                dense("embedding", "embedding", self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)),
+                dense("final norm", "norm", self.d_model),
+            )
+        )
+        return ends + block * self.n_layers + self.arch.cost(self.d_model, self.n_layers)
+
+    def kv_bytes(self, context: int, itemsize: int) -> int:
+        """Bytes of keys and values that one sequence reads to decode one token after `context` tokens."""
+        return 2 * self.n_layers * self.kv_heads * self.d_head * context * itemsize
+
+    def build(self) -> Transformer:
+        return Transformer(self)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+
+
+def rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position x frequency, each (seq_len, d_head)."""
+    inverse_K = theta ** (-torch.arange(0, d_head, 2).float() / d_head)
+    angle_TK = torch.outer(torch.arange(seq_len).float(), inverse_K).repeat(1, 2)
+    return angle_TK.cos(), angle_TK.sin()
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    left, right = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * cos_TK + torch.cat((-right, left), dim=-1) * sin_TK
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries; `cache[self]` holds past keys and values."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.n_heads, self.kv_heads, self.d_head = cfg.n_heads, cfg.kv_heads, cfg.d_head
+        self.qkv = nn.Linear(cfg.d_model, (self.n_heads + 2 * self.kv_heads) * self.d_head, bias=False)
+        self.out = nn.Linear(self.n_heads * self.d_head, cfg.d_model, bias=False)
+        self.q_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
+
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, cache: dict | None = None) -> Tensor:
+        B, T, _ = x_BTD.shape
+        qkv = self.qkv(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
+        q_BHTK, k_BGTK, v_BGSK = qkv.split((self.n_heads, self.kv_heads, self.kv_heads), dim=1)
+        q_BHTK = rotate(self.q_norm(q_BHTK), cos_TK, sin_TK)
+        k_BGSK = rotate(self.k_norm(k_BGTK), cos_TK, sin_TK)
+        if cache is not None:
+            if self in cache:
+                k_BGSK = torch.cat((cache[self][0], k_BGSK), dim=2)
+                v_BGSK = torch.cat((cache[self][1], v_BGSK), dim=2)
+            cache[self] = (k_BGSK, v_BGSK)
+        S = k_BGSK.shape[2]
+        mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            attn_mask=mask,
+            is_causal=T == S and T > 1,
+            enable_gqa=self.n_heads != self.kv_heads,
+        )
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward slot, each behind a norm."""
+
+    def __init__(self, cfg: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.d_model)
+        self.attention = Attention(cfg)
+        self.ffn_norm = RMSNorm(cfg.d_model)
+        self.ffn = cfg.arch.feed_forward(cfg.d_model, layer, cfg.n_layers)
+
+
+class Transformer(nn.Module):
+    """Maps tokens to logits or to a loss; see the module docstring.
+
+    Raises:
+        ValueError: a memory layer is placed outside the blocks, or a sequence is longer than `seq_len`.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.d_model)
+        self.head = None if cfg.tie_embeddings else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        placed = cfg.arch.memories(cfg.d_model, cfg.n_layers)
+        for read_at, write_at, _ in placed:
+            if not 0 <= read_at <= write_at < cfg.n_layers:
+                raise ValueError(
+                    f"placement {read_at}:{write_at} must satisfy 0 <= read <= write < n_layers = {cfg.n_layers}"
+                )
+        self.memories = nn.ModuleList(memory.module for memory in placed)
+        self.placement = [(memory.read_at, memory.write_at) for memory in placed]
+        cos_TK, sin_TK = rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta)
+        self.register_buffer("cos_TK", cos_TK, persistent=False)
+        self.register_buffer("sin_TK", sin_TK, persistent=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The backbone's weights; memory layers and experts initialise what is theirs in their own constructors."""
+        std, out_std = self.cfg.std, self.cfg.std / (2 * self.cfg.n_layers) ** 0.5
+        nn.init.normal_(self.embedding.weight, std=std)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=std)
+            nn.init.normal_(block.attention.out.weight, std=out_std)
+            block.ffn.init_weights(std, out_std)
+
+    def hidden(self, tokens_BT: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+        """Final normalised hidden states (B, T, D) and the summed auxiliary loss.
+
+        `cache` is an empty dict before the first tokens of a sequence and carries the state from call to call.
+        """
+        past = cache.get("length", 0) if cache is not None else 0
+        T = tokens_BT.shape[1]
+        if past + T > self.cfg.seq_len:
+            raise ValueError(f"{past + T} tokens do not fit into seq_len {self.cfg.seq_len}")
+        x_BTD = self.embedding(tokens_BT)
+        cos_TK, sin_TK = self.cos_TK[past : past + T].to(x_BTD.dtype), self.sin_TK[past : past + T].to(x_BTD.dtype)
+        aux = x_BTD.new_zeros(())
+        pending: dict[int, list[Tensor]] = defaultdict(list)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), cos_TK, sin_TK, cache)
+            z_BTD = block.ffn_norm(x_BTD)
+            for memory, (read_at, write_at) in zip(self.memories, self.placement, strict=True):
+                if read_at == layer:
+                    y_BTD, aux_memory = memory(z_BTD, cache)
+                    pending[write_at].append(y_BTD)
+                    aux = aux + aux_memory
+            y_BTD, aux_ffn = block.ffn(z_BTD, cache)
+            x_BTD, aux = x_BTD + y_BTD, aux + aux_ffn
+            for y_BTD in pending.pop(layer, ()):
+                x_BTD = x_BTD + y_BTD
+        if cache is not None:
+            cache["length"] = past + T
+        return self.norm(x_BTD), aux
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, tokens_BT: Tensor, cache: dict | None = None) -> Tensor:
+        return F.linear(self.hidden(tokens_BT, cache)[0], self.head_weight)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats per token, and the auxiliary loss; targets of -100 are left out."""
+        hidden_BTD, aux = self.hidden(tokens_BT)
+        ce = kernels.cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten(), precision=precision)
+        return ce, aux
+
+    def refresh(self) -> None:
+        """Lets layers renew what they derive from their weights; the trainer calls it before each step's forward."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "refresh"):
+                module.refresh()
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Value tables, which have their own learning rate."""
+        found = {}
+        for module in self.modules():
+            for name in getattr(module, "value_names", ()):
+                parameter = getattr(module, name)
+                found[id(parameter)] = parameter
+        return list(found.values())

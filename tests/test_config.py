@@ -1,0 +1,149 @@
+"""Configs are strict: what does not fit is refused with the key and what is allowed; deltas must change something."""
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import yaml
+
+from workflows import presets, resolve, strict
+from workflows.errors import UserError
+from workflows.presets import Chain, Step, load_chains, load_preset
+
+
+@dataclass(frozen=True)
+class Toy:
+    lr: float
+    steps: int = 3
+    names: tuple[str, ...] = ()
+    maybe: int | None = None
+
+
+def test_fields_are_read_as_their_types():
+    assert strict.build(Toy, {"lr": 1, "names": ["a"], "maybe": None}, "toy") == Toy(1.0, 3, ("a",), None)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"lr": 0.1, "stpes": 4}, ["stpes", "did you mean steps", "lr, steps, names, maybe"]),
+        ({"lr": "0.1"}, ["toy.lr", "float", "'0.1'"]),
+        ({"lr": 0.1, "steps": 2.5}, ["toy.steps", "int"]),
+        ({"lr": 0.1, "steps": True}, ["toy.steps", "int"]),
+        ({"lr": 0.1, "names": "a"}, ["toy.names", "list"]),
+        ({}, ["missing lr"]),
+    ],
+)
+def test_misfits_are_named(data, words):
+    with pytest.raises(UserError) as error:
+        strict.build(Toy, data, "toy")
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"presett": "cpu"}, ["presett", "did you mean preset"]),
+        ({"tokens": "many"}, ["tokens", "int", "many"]),
+        ({"archs": ["dens"]}, ["dens", "dense"]),
+        ({"sizes": "xxl"}, ["xxl", "xs"]),
+    ],
+)
+def test_command_line_is_checked(overrides, words):
+    with pytest.raises(UserError) as error:
+        load_preset("cpu", overrides)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(UserError, match=r"nope.*cpu.*smoke"):
+        load_preset("nope")
+
+
+def test_override_reaches_the_grid():
+    assert load_preset("cpu", {"seeds": [3, 4]}).grid.seeds == (3, 4)
+    assert load_preset("cpu", {"tokens": 4096}).train["tokens"] == 4096
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    preset = load_preset("smoke")
+    return preset, resolve.match_size(preset, "xs")
+
+
+def chain(*steps, kind="cumulative", arch="ultramem"):
+    return Chain(title="", kind=kind, base=Step(id="base", label="base", arch=arch), steps=steps)
+
+
+def arm(smoke, chain_, row):
+    preset, matched = smoke
+    _, deltas = presets_arms(chain_)[row]
+    return resolve.resolve_arm(preset, matched, "xs", chain_, deltas, "test")
+
+
+def presets_arms(chain_):
+    return resolve.chain_arms(chain_)
+
+
+def test_cumulative_row_holds_all_deltas_before_it(smoke):
+    steps = (Step(id="a", label="a", set={"top_m": 8}), Step(id="b", label="b", set={"query_conv": 1}))
+    _, model, _ = arm(smoke, chain(*steps), 2)
+    assert (model.arch.top_m, model.arch.query_conv) == (8, 1)
+    _, model, _ = arm(smoke, chain(*steps, kind="sweep"), 2)
+    assert (model.arch.top_m, model.arch.query_conv) == (16, 1)
+    _, model, _ = arm(smoke, chain(*steps, kind="leave-one-out"), 1)
+    assert (model.arch.top_m, model.arch.query_conv) == (16, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"top_m": 16}, ["top_m", "changes nothing"]),
+        ({"top_n": 8}, ["top_n", "did you mean top_m"]),
+        ({"train.lrr": 0.1}, ["lrr", "did you mean lr"]),
+        ({"data.x": 1}, ["data.x", "train. or match."]),
+        ({}, ["changes nothing"]),
+    ],
+)
+def test_delta_that_does_nothing_or_is_misspelt_is_refused(smoke, change, words):
+    with pytest.raises(UserError) as error:
+        arm(smoke, chain(Step(id="a", label="a", set=change)), 1)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_rows_of_a_chain_have_equal_compute(smoke):
+    _, base, _ = arm(smoke, chain(), 0)
+    _, wider, _ = arm(smoke, chain(Step(id="a", label="a", set={"d_value": 24, "expansion": 1})), 1)
+    assert resolve.flops(wider) == pytest.approx(resolve.flops(base), rel=0.01)
+    assert resolve.params(wider) == pytest.approx(resolve.params(base), rel=0.02)
+
+
+def test_sparsity_is_a_delta_like_any_other(smoke):
+    _, base, _ = arm(smoke, chain(), 0)
+    _, sparser, _ = arm(smoke, chain(Step(id="a", label="a", set={"match.sparse_ratio": 8.0})), 1)
+    assert resolve.params(sparser) == pytest.approx(2 * resolve.params(base), rel=0.03)
+
+
+def test_equal_runs_are_one_run(tmp_path):
+    preset = replace(load_preset("smoke"), chain_size="xs")
+    same = Chain(title="", kind="sweep", base=Step(id="base", label="as in the grid", arch="ultramem"), steps=())
+    plan, runs = resolve.resolve(preset, {"same": same}, tmp_path)
+    assert [row["run"] for row in plan["arms"]] == ["ultramem-xs-s0"]
+    assert len(runs) == len(preset.grid.archs)
+
+
+def test_config_round_trips(tmp_path):
+    plan = resolve.write_grid("smoke", {}, tmp_path)
+    for run in plan["grid"]:
+        folder = tmp_path / "smoke" / "runs" / run
+        loaded = resolve.load_run(folder)
+        assert loaded.as_dict() == yaml.safe_load((folder / "config.yaml").read_text())
+        assert loaded.sha == plan["runs"][run]["sha"]
+    assert json.loads((tmp_path / "smoke" / "grid.json").read_text())["grid"] == plan["grid"]
+
+
+@pytest.mark.parametrize("name", presets.preset_names())
+def test_every_preset_and_chain_resolves(name, tmp_path):
+    plan, _ = resolve.resolve(load_preset(name), load_chains(), tmp_path)
+    assert set(plan["chains"]) <= {row["chain"] for row in plan["arms"]}
+    assert plan["grid"]

@@ -1,0 +1,171 @@
+"""The contract that every architecture keeps, and the backbone's own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.moe import MoE, MoEConfig
+from models.transformer import ModelConfig, Transformer
+from workflows import resolve
+from workflows.presets import load_preset
+
+ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ModelConfig]:
+    return resolve.match_size(load_preset("smoke"), "xs").models
+
+
+def build(cfg: ModelConfig, seed: int = 0) -> Transformer:
+    torch.manual_seed(seed)
+    return cfg.build().eval()
+
+
+def tokens(B, T, vocab=1024, seed=1):
+    return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_declared_parameters_are_the_tensors(models, arch):
+    model = build(models[arch])
+    assert models[arch].cost().params == sum(p.numel() for p in model.parameters())
+
+
+def test_declared_flops_are_counted_flops(models):
+    """torch's counter over the matrix products, attention scores aside."""
+    cfg = models["dense"]
+    model, B, T = build(cfg), 4, 32
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.hidden(tokens(B, T))
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if "attention" not in str(op))
+    assert products == B * T * 2 * cfg.cost().without("embedding", "norm").active_params
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_token_sees_the_future(models, arch):
+    """The loss at position t has exactly zero gradient in later inputs and not in its own."""
+    model, t = build(models[arch]), 7
+    x_BTD = torch.randn(2, 12, models[arch].d_model, requires_grad=True)
+    model.embedding.forward = lambda _: x_BTD
+    model.hidden(tokens(2, 12))[0][:, t].square().sum().backward()
+    assert x_BTD.grad[:, t + 1 :].abs().max() == 0
+    assert x_BTD.grad[:, : t + 1].abs().sum(-1).min() > 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_parameter_learns(models, arch):
+    model = build(models[arch]).train()
+    model.refresh()
+    ce, aux = model.loss(tokens(16, 96), tokens(16, 96, seed=2))
+    (ce + aux).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_batch_of_two_is_two_batches_of_one(models, arch):
+    model, x = build(models[arch]), tokens(2, 24)
+    both = model.logits(x)
+    alone = torch.cat([model.logits(x[:1]), model.logits(x[1:])])
+    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_decoding_with_a_cache_is_the_same_as_without(models, arch):
+    model, x = build(models[arch]), tokens(2, 20)
+    cache: dict = {}
+    parts = [model.logits(x[:, :9], cache), *(model.logits(x[:, i : i + 1], cache) for i in range(9, 20))]
+    torch.testing.assert_close(torch.cat(parts, 1), model.logits(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_loss_is_the_cross_entropy_of_the_logits(models, arch):
+    model, x, y = build(models[arch]), tokens(3, 33), tokens(3, 33, seed=5)
+    ce, _ = model.loss(x, y)
+    expected = torch.nn.functional.cross_entropy(model.logits(x).flatten(0, 1), y.flatten())
+    torch.testing.assert_close(ce, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_initial_loss_is_that_of_guessing(models, arch):
+    """ln V, plus half the variance 2/5 of the logits that P2's tied embedding gives: no layer starts out loud."""
+    ce, _ = build(models[arch]).loss(tokens(4, 64), tokens(4, 64, seed=3))
+    assert ce.item() == pytest.approx(torch.tensor(1024.0).log().item() + 0.2, rel=0.02)
+
+
+def test_grouped_queries_are_repeated_heads(models):
+    grouped = replace(models["dense"], n_heads=4, n_kv_heads=2)
+    full = replace(grouped, n_kv_heads=4)
+    a, b = build(grouped), build(full)
+    state = a.state_dict()
+    for layer in range(grouped.n_layers):
+        name, K = f"blocks.{layer}.attention.qkv.weight", grouped.d_head
+        q, k, v = state[name].split((4 * K, 2 * K, 2 * K))
+        state[name] = torch.cat([q, *(t.view(2, K, -1).repeat_interleave(2, 0).flatten(0, 1) for t in (k, v))])
+    b.load_state_dict(state)
+    torch.testing.assert_close(a.logits(tokens(2, 16)), b.logits(tokens(2, 16)))
+
+
+def test_too_long_a_sequence_is_refused(models):
+    with pytest.raises(ValueError, match=r"129 tokens do not fit into seq_len 128"):
+        build(models["dense"]).logits(tokens(1, 129))
+
+
+def moe_by_hand(moe: MoE, x_TD: torch.Tensor) -> torch.Tensor:
+    """Every token through every one of its experts, one at a time."""
+    out = torch.zeros_like(x_TD)
+    for t, x_D in enumerate(x_TD):
+        prob_E = (moe.router.weight @ x_D).softmax(0)
+        for e in prob_E.topk(moe.cfg.top_k).indices:
+            h_F = x_D @ moe.up_EDF[e]
+            if moe.cfg.glu:
+                gate, up = h_F.chunk(2)
+                h_F = torch.nn.functional.silu(gate) * up
+            else:
+                h_F = torch.nn.functional.gelu(h_F)
+            out[t] += prob_E[e] * (h_F @ moe.down_EFD[e])
+        if moe.shared is not None:
+            out[t] += moe.shared(x_D[None])[0][0]
+    return out
+
+
+@pytest.mark.parametrize("glu", [True, False])
+@pytest.mark.parametrize("d_shared", [0, 8])
+def test_moe_is_the_sum_of_its_experts(glu, d_shared):
+    torch.manual_seed(0)
+    moe = MoEConfig(n_experts=7, top_k=3, d_expert=6, glu=glu, d_shared=d_shared).feed_forward(16, 0, 2)
+    moe.init_weights(0.5, 0.5)
+    x_BTD = torch.randn(2, 9, 16)
+    torch.testing.assert_close(moe(x_BTD)[0].flatten(0, 1), moe_by_hand(moe, x_BTD.flatten(0, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_moe_gradients_match_autograd_of_the_plain_form():
+    torch.manual_seed(0)
+    moe = MoEConfig(n_experts=5, top_k=2, d_expert=6).feed_forward(8, 0, 2)
+    moe.init_weights(0.5, 0.5)
+    x, parameters = torch.randn(1, 11, 8, requires_grad=True), list(moe.parameters())
+    weight = torch.randn(11, 8)
+    ours = torch.autograd.grad((moe(x)[0][0] * weight).sum(), [x, *parameters])
+    plain = torch.autograd.grad((moe_by_hand(moe, x[0]) * weight).sum(), [x, *parameters])
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_load_balance_is_one_when_balanced_and_n_when_collapsed():
+    moe = MoEConfig(n_experts=4, top_k=1, d_expert=4, load_balance=1.0, router_z=0.0).feed_forward(8, 0, 2)
+    uniform_TE, counts_E = torch.zeros(16, 4), torch.full((4,), 4)
+    assert moe.aux_loss(uniform_TE, counts_E).item() == pytest.approx(1.0)
+    collapsed_TE = torch.tensor([[50.0, 0, 0, 0]]).repeat(16, 1)
+    assert moe.aux_loss(collapsed_TE, torch.tensor([16, 0, 0, 0])).item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("fields", "words"), [({"top_k": 9}, "top_k 9"), ({"router_init": 0.0}, "router_init 0.0")])
+def test_moe_refuses_what_cannot_be(fields, words):
+    with pytest.raises(ValueError, match=words):
+        MoEConfig(**{"n_experts": 8, "top_k": 2, "d_expert": 4} | fields)

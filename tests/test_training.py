@@ -1,0 +1,272 @@
+"""The trainer: continues bit for bit, keeps what it has, refuses what would spoil a result."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from evals import schema
+from workflows import checkpoint, resolve, train
+from workflows.errors import UserError
+from workflows.optim import Optimizers, RowAdamW, cosine, value_factor
+from workflows.presets import Train, load_preset
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Shards of a text that can be learnt: a noisy cycle through the vocabulary."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    lengths = {"train": 40_000, "validation": 4_000, "test": 4_000}
+    for split, length in lengths.items():
+        steps = rng.integers(1, 4, size=length)
+        (np.cumsum(steps) % 200 + 1).astype("<u2").tofile(folder / f"{split}.bin")
+    meta = {
+        "vocab_size": 256,
+        "dtype": "<u2",
+        "end_of_text": 0,
+        "sources": {"cycle": {"tokens": lengths, "bytes": {k: 3 * v for k, v in lengths.items()}, "documents": lengths}},
+        "segments": {split: {"cycle": [0, lengths[split]]} for split in ("validation", "test")},
+        "sha256": {f"{s}.bin": hashlib.sha256((folder / f"{s}.bin").read_bytes()).hexdigest() for s in lengths},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models():
+    preset = replace(load_preset("smoke"), data={"corpus": "pypi", "vocab_size": 256})
+    return resolve.match_size(preset, "xs").models
+
+
+def make_run(folder, corpus, model, **changes):
+    recipe = Train(tokens=20 * 8 * 32, batch_size=8, seq_len=32, lr=3e-3, evaluate=2, validation_tokens=1024)
+    recipe = replace(recipe, health_tokens=128, precision="fp32", **changes)
+    cfg = resolve.RunConfig(
+        run=folder.name, preset="test", arch="x", size="xs", seed=0, data=str(corpus), model=model, train=recipe
+    )
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.as_dict()))
+    return folder
+
+
+def command(folder):
+    return [sys.executable, "-m", "workflows.train", str(folder)]
+
+
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def finish(folder):
+    return subprocess.run(command(folder), capture_output=True, text=True, env=ENV)
+
+
+def losses(folder):
+    frame = pd.read_csv(folder / "train.csv")
+    return frame[["step", "split", "source", "loss"]].to_csv(index=False)
+
+
+@pytest.mark.parametrize("arch", ["moe8", "ultramem"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_continues_bit_for_bit(tmp_path, corpus, models, arch, how):
+    straight = make_run(tmp_path / "straight", corpus, models[arch])
+    broken = make_run(tmp_path / "broken", corpus, models[arch], checkpoint_s=0.0)
+    assert finish(straight).returncode == 0
+    process = subprocess.Popen(command(broken), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (broken / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(how)
+    said = process.communicate()[1]
+    if how == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM; saved at step" in said
+        assert "Traceback" not in said
+    assert not (broken / "runs.csv").exists()
+    assert finish(broken).returncode == 0
+    assert losses(broken) == losses(straight)
+    ours, theirs = (pd.read_csv(folder / "runs.csv").iloc[0] for folder in (broken, straight))
+    assert (ours.val_loss, ours.resumed, theirs.resumed) == (theirs.val_loss, 1, 0)
+    a, b = (checkpoint.read_tensors(folder / "model.safetensors")[0] for folder in (broken, straight))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_orphan_saves_and_leaves(tmp_path, corpus, models):
+    """What a workflow engine killed with -9 leaves behind stops by itself."""
+    folder = make_run(tmp_path / "orphan", corpus, models["dense"], tokens=10**7, checkpoint_s=1e9)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; p = subprocess.Popen({command(folder)!r}); print(p.pid, flush=True); p.wait()"],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = int(parent.stdout.readline())
+    while "step" not in parent.stdout.readline():
+        pass
+    parent.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (folder / "checkpoint.safetensors").exists()
+
+
+def trainer(folder):
+    return train.Trainer(folder, resolve.load_run(folder), "cpu")
+
+
+class NoStop:
+    def requested(self):
+        return 0
+
+
+def test_training_learns_and_writes_every_table(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["ultramem_v2"], tokens=40 * 8 * 32)
+    one = trainer(folder)
+    one.train(NoStop())
+    one.write()
+    runs, steps, health = (schema.read(folder / f"{t}.csv", t) for t in ("runs", "train", "health"))
+    assert runs.val_loss[0] < 4.8 < 5.4 < steps.loss[0]
+    assert runs.tokens[0] == steps.tokens.max() == 40 * 8 * 32
+    assert runs.val_bpb[0] == pytest.approx(runs.val_loss[0] / np.log(2) / 3)
+    assert {"used_share", "mean_score"} <= set(health.metric)
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_data_order_is_the_same_for_every_architecture(tmp_path, corpus, models):
+    one, other = (trainer(make_run(tmp_path / arch, corpus, models[arch])) for arch in ("dense", "moe8"))
+    for step in (0, 7, 400):
+        assert all(torch.equal(a, b) for a, b in zip(one.windows.batch(step), other.windows.batch(step), strict=True))
+    assert not torch.equal(one.windows.batch(0)[0], one.windows.batch(1)[0])
+
+
+def test_an_epoch_shows_every_window_once(corpus):
+    tokens = np.fromfile(corpus / "train.bin", "<u2")
+    windows = train.Windows(tokens, 8, 32, seed=1)
+    starts = set()
+    for step in range(windows.count // 8):
+        windows.batch(step)
+        starts |= {int(windows.order[i]) for i in range(step * 8, step * 8 + 8)}
+    assert len(starts) == windows.count // 8 * 8
+
+
+def test_diverged_loss_names_step_and_checkpoint(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["dense"], checkpoint_s=0.0)
+    one = trainer(folder)
+    good = one.update
+
+    def poisoned():
+        if one.step == 3:
+            one.model.norm.weight.data.fill_(float("nan"))
+        return good()
+
+    one.update = poisoned
+    with pytest.raises(UserError, match=r"at step 4; the last good checkpoint is .*checkpoint.safetensors.*lower lr"):
+        one.train(NoStop())
+    assert checkpoint.read_tensors(one.checkpoint)[1]["step"] == 3
+
+
+def test_second_trainer_is_refused(tmp_path):
+    with checkpoint.lock(tmp_path):
+        code = f"from pathlib import Path; from workflows.checkpoint import lock\nwith lock(Path({str(tmp_path)!r})): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert f"in use by process {os.getpid()}" in other.stderr
+
+
+def test_checkpoint_of_another_config_is_refused(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["dense"])
+    one = trainer(folder)
+    one.save()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["train"]["lr"] = 1e-4
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="made by another config; delete it"):
+        trainer(folder).restore()
+
+
+def test_damaged_checkpoint_is_one_sentence(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["dense"])
+    (folder / "checkpoint.safetensors").write_bytes(b"half")
+    done = finish(folder)
+    assert done.returncode == 2
+    assert "missing or damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path, corpus, models, monkeypatch):
+    one = trainer(make_run(tmp_path / "run", corpus, models["dense"]))
+    one.save()
+    before = one.checkpoint.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        one.save()
+    assert one.checkpoint.read_bytes() == before
+    assert not list(one.folder.glob("*.part"))
+
+
+def recipe(**changes):
+    return Train(tokens=1000 * 8 * 32, batch_size=8, seq_len=32, lr=1.0, **changes)
+
+
+def test_schedules():
+    cfg = recipe(warmup=0.01)
+    assert [cosine(step, cfg) for step in (0, 9)] == [0.1, 1.0]
+    assert cosine(999, cfg) == pytest.approx(0.1, abs=1e-4)
+    assert cosine(10 + 990 // 2, cfg) == pytest.approx(0.55)
+    assert value_factor(505, cfg, 10.0, 0.0, "decay") == pytest.approx(10 * cosine(505, cfg))
+    assert value_factor(505, cfg, 10.0, 0.5, "decay") == pytest.approx(cosine(505, cfg))
+    assert value_factor(250, cfg, 10.0, 0.5, "decay") == pytest.approx(5.5 * cosine(250, cfg))
+    assert value_factor(999, cfg, 3.0, 0.5, "constant") == 3.0
+
+
+def test_values_have_their_own_learning_rate_and_vectors_do_not_decay(models):
+    model = models["ultramem"].build()
+    optimizers = Optimizers(model, recipe())
+    optimizers.set_lr(500)
+    (optimizer,) = optimizers.parts
+    lr = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    values = {id(p) for p in model.value_parameters()}
+    assert values
+    base = cosine(500, recipe())
+    for name, parameter in model.named_parameters():
+        rate, decay = lr[id(parameter)]
+        assert rate == pytest.approx(base * (1 + 9 * 0.5) if id(parameter) in values else base), name
+        assert decay == (0.1 if parameter.ndim >= 2 else 0.0), name
+
+
+def test_row_update_is_adamw_where_every_row_is_touched():
+    torch.manual_seed(0)
+    start = torch.randn(6, 4)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    settings = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    row, adam = RowAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)
+    for _ in range(5):
+        grad = torch.randn(6, 4)
+        theirs.grad, ours.grad = grad, grad.to_sparse(1)
+        row.step()
+        adam.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_row_update_leaves_other_rows_alone():
+    parameter = torch.nn.Parameter(torch.ones(5, 2))
+    optimizer = RowAdamW([parameter], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    parameter.grad = torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 2), (5, 2))
+    optimizer.step()
+    assert (parameter[[0, 2, 4]] == 1).all()
+    assert (parameter[[1, 3]] < 1).all()

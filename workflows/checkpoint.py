@@ -1,0 +1,106 @@
+"""Atomic checkpoints that continue bit for bit, and the lock that keeps two trainers out of one run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from workflows.errors import UserError
+
+
+@contextmanager
+def lock(folder: Path, patience_s: float = 0.0):
+    """Holds `folder` for this process, waiting up to `patience_s` seconds for another to let go.
+
+    Raises:
+        UserError: another process holds it; names that process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = open(folder / ".lock", "a+")  # noqa: SIM115  held open for as long as the lock
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            handle.close()
+            raise UserError(f"{folder} is in use by process {owner}; wait for it or stop it (kill {owner})") from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    try:
+        yield
+    finally:
+        handle.close()
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], note: dict[str, Any]) -> None:
+    """Writes tensors and a JSON note as one safetensors file that is either whole or absent."""
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"note": json.dumps(note)})
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if "No space left" in str(error):
+            raise UserError(f"{path.parent}: the disk is full; the checkpoint before this one is intact") from error
+        raise
+
+
+def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        UserError: the file is missing or not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            note = json.loads(file.metadata()["note"])
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  a handle, not a dict
+    except Exception as error:
+        raise UserError(f"{path} is missing or damaged ({type(error).__name__}); delete it to start again") from error
+
+
+def save(path: Path, model: nn.Module, optimizers: Any, note: dict[str, Any]) -> None:
+    """Model, optimizer state and `note` (step, rows logged so far, the identity that may continue it)."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for parameter, state in optimizers.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
+    write_tensors(path, tensors, note)
+
+
+def restore(path: Path, model: nn.Module, optimizers: Any, device: str, identity: dict[str, str]) -> dict[str, Any]:
+    """Loads what `save` wrote into `model` and `optimizers`; returns the note.
+
+    Raises:
+        UserError: the checkpoint is damaged, or another config, code or data made it.
+    """
+    tensors, note = read_tensors(path, device)
+    for what, value in identity.items():
+        if note["identity"].get(what) != value:
+            raise UserError(f"{path} was made by another {what}; delete it to train this run from the start")
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            parameter, key = parameters[name.removeprefix("optimizer.").rsplit(".", 1)[0]], name.rsplit(".", 1)[1]
+            optimizers.owner(parameter).state[parameter][key] = tensor
+    return note

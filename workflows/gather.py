@@ -1,0 +1,99 @@
+"""Joins the CSVs of finished runs into those of a preset: python -m workflows.gather results/cpu
+
+Only runs whose config is the grid's are taken; a run trained by an older config is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from evals import schema
+from workflows import errors
+from workflows.errors import UserError
+
+PER_RUN = ("runs", "train", "health")
+
+
+def finished_runs(results: Path, grid: dict) -> list[str]:
+    """Runs of the grid that are complete and were made by its config, in the grid's order."""
+    taken = []
+    for run, entry in grid["runs"].items():
+        folder = results / "runs" / run
+        if not all((folder / f"{table}.csv").exists() for table in PER_RUN):
+            continue
+        with open(folder / "runs.csv", newline="") as file:
+            sha = next(csv.DictReader(file))["config_sha"]
+        if sha == entry["sha"]:
+            taken.append(run)
+        else:
+            print(f"left out {run}: it was trained with config {sha}, the preset now says {entry['sha']}")
+    return taken
+
+
+def cost_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
+    """What each target cost: the grid and every chain that is complete; runs that chains share count in each."""
+    targets = {"grid": grid["grid"]}
+    for arm in grid["arms"]:
+        targets.setdefault(f"ablation_{arm['chain']}", []).append(arm["run"])
+    rows = []
+    for target, members in targets.items():
+        for run in dict.fromkeys(members):
+            if run in runs:
+                with open(results / "runs" / run / "runs.csv", newline="") as file:
+                    row = next(csv.DictReader(file))
+                tokens, flops = int(row["tokens"]), float(row["flops_per_token"])
+                rows.append(
+                    {
+                        "target": target,
+                        "run": run,
+                        "core_seconds": float(row["core_seconds"]),
+                        "tokens": tokens,
+                        "flops": 3 * flops * tokens,
+                    }
+                )
+    return rows
+
+
+def gather(results: Path, out: Path, chain: str | None = None) -> int:
+    """Writes every table of `results` to `out`, of all finished runs or of one chain's; returns how many runs it took.
+
+    Raises:
+        UserError: there is no grid, or no finished run.
+    """
+    path = results / "grid.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run snakemake, or python -m workflows.resolve, for this preset first")
+    grid = json.loads(path.read_text())
+    arms = [arm for arm in grid["arms"] if chain in (None, arm["chain"])]
+    runs = finished_runs(results, grid)
+    if chain:
+        runs = [run for run in runs if run in {arm["run"] for arm in arms}]
+    if not runs:
+        raise UserError(f"{results}: no finished run to gather; train some first")
+    out.mkdir(parents=True, exist_ok=True)
+    for table in PER_RUN:
+        schema.gather([results / "runs" / run / f"{table}.csv" for run in runs], table, out / f"{table}.csv")
+    schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["run"] in runs])
+    schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
+    schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
+    if (results / "data.json").exists() and out != results:
+        shutil.copy(results / "data.json", out / "data.json")
+    return len(runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="results/{preset}")
+    parser.add_argument("--chain", help="only the runs of this ablation chain")
+    parser.add_argument("--out", type=Path, help="folder of the joined CSVs (default: the results folder)")
+    args = parser.parse_args()
+    count = gather(args.results, args.out or args.results, args.chain)
+    print(f"gathered {count} runs into {args.out or args.results}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

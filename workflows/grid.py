@@ -1,0 +1,64 @@
+"""The grid as the Snakefile needs it, without importing torch: resolved once per change, in a subprocess, then read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from models import ARCHS, arch_module
+from workflows.errors import UserError
+from workflows.presets import CONFIGS, load_chains, load_preset
+from workflows.provenance import ROOT, fingerprint, sha
+
+DEFAULT_PRESET = "cpu"
+
+
+def grid_key(overrides: dict[str, Any]) -> str:
+    """Changes with the YAML files, the command line, and the code that resolves or trains."""
+    yaml_bytes = b"".join(path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml")))
+    code = fingerprint("workflows.resolve", "workflows.train", *(arch_module(name) for name in ARCHS))
+    return sha([hashlib.sha256(yaml_bytes).hexdigest(), overrides, code])
+
+
+def gpu_count() -> int:
+    """GPUs that nvidia-smi lists; 0 without it."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
+    """The resolved grid of the preset that `config` (snakemake's --config) names.
+
+    Raises:
+        UserError: anything wrong with the preset, the chains or the command line, in one sentence.
+    """
+    overrides = {key: value for key, value in config.items() if key != "preset"}
+    name = config.get("preset", DEFAULT_PRESET)
+    load_preset(name, overrides)
+    chains = load_chains()
+    key, path = grid_key(overrides), results / name / "grid.json"
+    grid = json.loads(path.read_text()) if path.exists() else {}
+    whole = all((results / name / "runs" / run / "config.yaml").exists() for run in grid.get("runs", ()))
+    if grid.get("key") != key or not whole:
+        command = [sys.executable, "-m", "workflows.resolve", "--preset", name, "--overrides", json.dumps(overrides)]
+        command += ["--results", str(results), "--key", key]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise UserError(lines[-1].removeprefix("error: ") if done.returncode == 2 else done.stderr)
+        grid = json.loads(path.read_text())
+    gpus = gpu_count()
+    # Without a GPU the resource must not hold anything back: threads alone limit the jobs.
+    return grid | {"gpus": gpus or 1_000_000, "all_chains": sorted({arm["chain"] for arm in grid["arms"]} & set(chains))}
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,0 +1,105 @@
+"""Where a number comes from: fingerprints of code and config, versions, machine. Torch-free until `machine()` is asked."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("models", "kernels", "evals", "workflows", "reports")
+
+
+def sha(data: Any) -> str:
+    """Twelve hex digits of a JSON-able value."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def source_file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+@cache
+def parsed(module: str) -> tuple[str, frozenset[str]]:
+    """(code without comments and docstrings, project modules that it imports)."""
+    tree = ast.parse(source_file(module).read_text())
+    imports = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    ours = {name for name in imports if name.split(".")[0] in PACKAGES and source_file(name)}
+    return ast.dump(tree), frozenset(ours)
+
+
+@cache
+def fingerprint(*modules: str) -> str:
+    """Twelve hex digits over the code that `modules` reach by import inside this project, native sources included.
+
+    Comments and docstrings do not count, so that editing them retrains nothing.
+    """
+    seen: set[str] = set()
+    queue = list(modules)
+    while queue:
+        module = queue.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        queue += parsed(module)[1]
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(parsed(module)[0].encode())
+        for native in sorted(source_file(module).parent.glob("*.cpp")) if module.startswith("kernels") else ():
+            digest.update(native.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def git(*args: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """"CPU: <model>" or "CUDA: <model>", the label of every measured number."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"CUDA: {torch.cuda.get_device_name(device)}"
+    return f"CPU: {cpu_name()}"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Columns of `runs.csv` that say what ran: commit, versions, hardware."""
+    return {
+        "git_commit": git("rev-parse", "--short=12", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "device": device_name(device),
+        "host_os": platform.platform(),
+    }

@@ -1,0 +1,12 @@
+# The report is a function of the CSVs in results/{preset}; it renders again whenever one of them changes.
+
+
+rule report:
+    input:
+        rules.gather.output,
+    output:
+        report(f"reports/{PRESET}.html", category="report", labels={"preset": PRESET}),
+    params:
+        source=fingerprint("reports.build"),
+    shell:
+        "exec {PYTHON} -m reports.build --results {RESULTS} --out {output}"

@@ -1,0 +1,314 @@
+"""Trains one run: python -m workflows.train results/cpu/runs/dense-xs-s0
+
+Parse, build, loop, CSV. Batches are a function of the data seed and the step alone, so every architecture sees the same
+ones in the same order and a resumed run sees what it would have seen. Training knows nothing of reports or workflows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evals import schema
+from models import arch_module
+from workflows import checkpoint, errors, health
+from workflows.errors import UserError
+from workflows.optim import Optimizers
+from workflows.provenance import fingerprint, machine
+from workflows.resolve import RunConfig, load_run
+from workflows.shards import Shards, load_shards
+
+
+class Windows:
+    """Non-overlapping windows of the training shard, shuffled anew each epoch by the data seed.
+
+    Raises:
+        UserError: the shard is shorter than one batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int):
+        self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
+        self.count = (len(tokens) - 1) // seq_len - 1
+        if self.count < batch_size:
+            raise UserError(f"the training shard holds {len(tokens):,} tokens, less than one batch; prepare more text")
+        self.epoch, self.order, self.offset = -1, None, 0
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) int64 of step `step`."""
+        rows = []
+        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, place = divmod(index, self.count)
+            if epoch != self.epoch:
+                rng = np.random.default_rng((self.seed, epoch))
+                self.epoch, self.order = epoch, rng.permutation(self.count)
+                self.offset = int(rng.integers(self.seq_len))
+            start = self.offset + int(self.order[place]) * self.seq_len
+            rows.append(self.tokens[start : start + self.seq_len + 1])
+        batch = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+
+class Stop:
+    """Turns SIGTERM, SIGINT and the death of the parent process into a flag that the loop looks at between steps.
+
+    A workflow engine killed with -9 leaves its jobs behind; they save and leave, and a restart continues them.
+    """
+
+    def __init__(self):
+        self.signal, self.parent = 0, os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _frame) -> None:
+        self.signal = number
+
+    def requested(self) -> int:
+        """The signal to stop for, SIGHUP for an orphan, or 0."""
+        return self.signal or (signal.SIGHUP if os.getppid() != self.parent else 0)
+
+
+class Trainer:
+    """One run from its config to its CSVs; `train()` continues from the folder's checkpoint if there is one."""
+
+    def __init__(self, folder: Path, run: RunConfig, device: str):
+        self.folder, self.run, self.cfg, self.device = folder, run, run.train, device
+        torch.set_num_threads(self.cfg.threads)
+        self.shards: Shards = load_shards(Path(run.data))
+        self.windows = Windows(self.shards.train, self.cfg.batch_size, self.cfg.seq_len, run.seeds["data"])
+        torch.manual_seed(run.seeds["init"])
+        self.model = run.model.build().to(device)
+        torch.manual_seed(run.seeds["rest"])
+        self.optimizers = Optimizers(self.model, run.train)
+        self.rows: list[dict] = []
+        self.health: list[dict] = []
+        self.step, self.elapsed, self.resumed, self.speeds = 0, 0.0, 0, []
+        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def autocast(self):
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    def restore(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        note = checkpoint.restore(self.checkpoint, self.model, self.optimizers, self.device, self.identity())
+        self.step, self.elapsed, self.resumed = note["step"], note["elapsed"], note["resumed"] + 1
+        self.rows, self.health, self.started = note["rows"], note["health"], note["started"]
+        self.speeds = note["speeds"]
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have been made by to be continued."""
+        source = fingerprint("workflows.train", arch_module(self.run.model.arch.name))
+        return {"config": self.run.sha, "source": source, "data": self.shards.meta["sha256"]["train.bin"]}
+
+    def save(self) -> None:
+        note = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "resumed": self.resumed,
+            "rows": self.rows,
+            "health": self.health,
+            "started": self.started,
+            "speeds": self.speeds,
+            "identity": self.identity(),
+        }
+        checkpoint.save(self.checkpoint, self.model, self.optimizers, note)
+
+    def train(self, stop: Stop) -> None:
+        """Runs to the last step, or saves and leaves with 128 + signal when told to stop.
+
+        Raises:
+            UserError: the loss is not finite; names the step and the last good checkpoint.
+        """
+        cfg, steps = self.cfg, self.cfg.steps
+        evaluate_at = {round(steps * (i + 1) / cfg.evaluate) for i in range(cfg.evaluate)}
+        clock, said, saved = time.perf_counter(), 0.0, time.monotonic()
+        while self.step < steps:
+            loss, aux, norm, lr = self.update()
+            now = time.perf_counter()
+            speed, clock = cfg.batch_size * cfg.seq_len / (now - clock), now
+            self.elapsed += cfg.batch_size * cfg.seq_len / speed
+            self.step += 1
+            self.speeds = ([*self.speeds, speed])[-1000:]
+            self.log("train", "", loss, aux, lr, norm, speed)
+            if now - said > 5 or self.step == steps:
+                said = now
+                left = (steps - self.step) * self.elapsed / self.step
+                print(
+                    f"{self.run.run}  step {self.step}/{steps}  loss {loss:.3f}  {speed:,.0f} tok/s  "
+                    f"{int(left) // 60}:{int(left) % 60:02d} left",
+                    flush=True,
+                )
+            if self.step in evaluate_at:
+                self.evaluate(lr, final=self.step == steps)
+                clock = time.perf_counter()
+            if self.step < steps and (reason := stop.requested()):
+                self.save()
+                name = signal.Signals(reason).name
+                print(f"{self.run.run}: stopped by {name}; saved at step {self.step} of {steps}", file=sys.stderr)
+                raise SystemExit(128 + reason)
+            if time.monotonic() - saved >= cfg.checkpoint_s and self.step < steps:
+                self.save()
+                saved, clock = time.monotonic(), time.perf_counter()
+
+    def update(self) -> tuple[float, float, float, float]:
+        """One optimizer step; returns loss, auxiliary loss, gradient norm and learning rate."""
+        tokens_BT, targets_BT = (t.to(self.device) for t in self.windows.batch(self.step))
+        lr = self.optimizers.set_lr(self.step)
+        self.model.train()
+        self.model.refresh()
+        with self.autocast():
+            loss, aux = self.model.loss(tokens_BT, targets_BT, self.cfg.precision)
+        (loss + aux).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+        values = (loss.item(), aux.item(), norm.item(), lr)
+        if not math.isfinite(sum(values)):
+            good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "none was saved yet"
+            raise UserError(
+                f"{self.run.run}: loss {values[0]}, gradient norm {values[2]} at step {self.step + 1}; {good}; "
+                f"lower lr ({self.cfg.lr}) or raise warmup"
+            )
+        self.optimizers.step()
+        return values
+
+    def log(self, split, source, loss, aux, lr, norm, speed) -> None:
+        tokens = self.step * self.cfg.batch_size * self.cfg.seq_len
+        self.rows.append(
+            {
+                "run": self.run.run,
+                "step": self.step,
+                "tokens": tokens,
+                "split": split,
+                "source": source,
+                "loss": loss,
+                "aux_loss": aux,
+                "lr": lr,
+                "grad_norm": norm,
+                "tokens_per_s": speed,
+                "elapsed_s": self.elapsed,
+            }
+        )
+
+    @torch.no_grad()
+    def evaluate(self, lr: float, final: bool) -> None:
+        """Validation loss per source and of the mixture, each source weighted by its share of the training tokens."""
+        self.model.eval()
+        self.model.refresh()
+        sources = self.shards.meta["sources"]
+        losses = {name: self.loss_on(tokens, final) for name, tokens in self.shards.validation.items()}
+        total = sum(sources[name]["tokens"]["train"] for name in losses)
+        losses["all"] = sum(loss * sources[name]["tokens"]["train"] / total for name, loss in losses.items())
+        for name, loss in losses.items():
+            self.log("validation", name, loss, None, lr, None, None)
+        if self.cfg.health_tokens:
+            sample = next(iter(self.shards.validation.values()))
+            rows = health.measure(self.model, sample, self.cfg.health_tokens, self.device)
+            self.health += [{"run": self.run.run, "step": self.step} | row for row in rows]
+
+    def loss_on(self, tokens: np.ndarray, final: bool) -> float:
+        """Mean loss on the first windows of `tokens`; all of `validation_tokens` at the end, an eighth on the way."""
+        seq_len = self.cfg.seq_len
+        wanted = self.cfg.validation_tokens // (1 if final else 8)
+        count = min(max(1, wanted // seq_len), (len(tokens) - 1) // seq_len)
+        if count < 1:
+            raise UserError(f"{self.run.data}: a validation source is shorter than seq_len {seq_len}; prepare more text")
+        total = 0.0
+        for first in range(0, count, self.cfg.batch_size):
+            starts = range(first, min(first + self.cfg.batch_size, count))
+            batch = np.stack([tokens[s * seq_len : (s + 1) * seq_len + 1] for s in starts]).astype(np.int64)
+            batch = torch.from_numpy(batch).to(self.device)
+            with self.autocast():
+                loss, _ = self.model.loss(batch[:, :-1], batch[:, 1:], self.cfg.precision)
+            total += loss.item() * len(starts)
+        return total / count
+
+    def write(self) -> None:
+        """The run's CSVs and its final weights; the checkpoint is no longer needed then."""
+        checkpoint.write_tensors(
+            self.folder / "model.safetensors",
+            dict(self.model.state_dict().items()),
+            self.identity(),
+        )
+        schema.write(self.folder / "health.csv", "health", self.health)
+        schema.write(self.folder / "train.csv", "train", self.rows)
+        schema.write(self.folder / "runs.csv", "runs", [self.summary()])
+        self.checkpoint.unlink(missing_ok=True)
+
+    def summary(self) -> dict:
+        cost, run = self.run.model.cost().without("embedding"), self.run
+        validation = {row["source"]: row["loss"] for row in self.rows if row["split"] == "validation"}
+        sources = self.shards.meta["sources"]
+        bits = {
+            name: validation[name] / math.log(2) * sources[name]["tokens"]["validation"] / sources[name]["bytes"]["validation"]
+            for name in self.shards.validation
+        }
+        total = sum(sources[name]["bytes"]["train"] for name in bits)
+        tail = [row["loss"] for row in self.rows if row["split"] == "train"]
+        identity = self.identity()
+        return {
+            "run": run.run,
+            "preset": run.preset,
+            "arch": run.arch,
+            "size": run.size,
+            "seed": run.seed,
+            "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers,
+            "params": cost.params,
+            "active_params": cost.active_params,
+            "sparse_params": cost.sparse_params,
+            "flops_per_token": cost.flops,
+            "compute_share_memory": cost.memory_share,
+            "tokens": self.step * self.cfg.batch_size * self.cfg.seq_len,
+            "steps": self.step,
+            "train_loss": statistics.fmean(tail[-max(1, len(tail) // 10) :]),
+            "val_loss": validation["all"],
+            "val_bpb": sum(bits[name] * sources[name]["bytes"]["train"] / total for name in bits),
+            "tokens_per_s": statistics.median(self.speeds),
+            "core_seconds": self.elapsed * (self.cfg.threads if self.device == "cpu" else 1),
+            "wall_s": self.elapsed,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "precision": self.cfg.precision,
+            "threads": self.cfg.threads,
+            "status": "finished",
+            "config_sha": identity["config"],
+            "source_sha": identity["source"],
+            "data_sha": identity["data"][:12],
+            **{f"seed_{name}": seed for name, seed in run.seeds.items()},
+            "started": self.started,
+            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "resumed": self.resumed,
+            **machine(self.device),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="run folder that holds config.yaml")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
+    args = parser.parse_args()
+    stop = Stop()
+    with checkpoint.lock(args.folder, patience_s=args.patience):
+        trainer = Trainer(args.folder, load_run(args.folder), args.device)
+        trainer.restore()
+        trainer.train(stop)
+        trainer.write()
+
+
+if __name__ == "__main__":
+    errors.run(main)

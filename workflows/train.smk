@@ -1,0 +1,81 @@
+# One rule per size, so that the scheduler starts the long runs first. Checkpoints stay beside the declared outputs and
+# survive a restart, which deletes only those.
+
+RUN_TABLES = ("runs", "train", "health")
+
+
+def runs_of(size):
+    return [run for run, entry in GRID["runs"].items() if entry["size"] == size]
+
+
+def cost_of(size):
+    return max(GRID["runs"][run]["flops_per_token"] * GRID["runs"][run]["tokens"] for run in runs_of(size))
+
+
+for rank, size in enumerate(sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)):
+
+    rule:
+        name:
+            f"train_{size}"
+        input:
+            data=rules.prepare.output,
+            config=RESULTS + "/runs/{run}/config.yaml",
+        output:
+            **{table: RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES},
+            weights=RESULTS + "/runs/{run}/model.safetensors",
+        wildcard_constraints:
+            run="|".join(map(re.escape, runs_of(size))),
+        params:
+            folder=RESULTS + "/runs/{run}",
+            sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
+            source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
+        resources:
+            gpu=1,
+        priority: rank
+        shell:
+            "exec {PYTHON} -m workflows.train {params.folder} --patience 60"
+
+
+def finished():
+    """Runs whose results are on disk and still those of this grid, whoever asked for them."""
+    return [run for run in GRID["runs"] if Path(RESULTS, "runs", run, "runs.csv").exists()]
+
+
+def tables_of(runs):
+    return [f"{RESULTS}/runs/{run}/{table}.csv" for run in runs for table in RUN_TABLES]
+
+
+DEFAULT_RUNS = list(
+    dict.fromkeys(GRID["grid"] + [arm["run"] for arm in GRID["arms"] if arm["chain"] in GRID["chains"]])
+)
+
+
+rule gather:
+    input:
+        tables_of(DEFAULT_RUNS),
+        rules.data_card.output,
+    output:
+        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms", "cost")],
+    params:
+        finished=finished(),
+        source=fingerprint("workflows.gather"),
+    shell:
+        "exec {PYTHON} -m workflows.gather {RESULTS}"
+
+
+for chain in GRID["all_chains"]:
+
+    rule:
+        name:
+            f"ablation_{chain}"
+        input:
+            tables_of(arm["run"] for arm in GRID["arms"] if arm["chain"] == chain),
+        output:
+            tables=directory(f"{RESULTS}/ablations/{chain}"),
+            page=f"reports/{PRESET}.ablation_{chain}.html",
+        params:
+            chain=chain,
+            source=fingerprint("workflows.gather", "reports.build"),
+        shell:
+            "{PYTHON} -m workflows.gather {RESULTS} --chain {params.chain} --out {output.tables}"
+            " && {PYTHON} -m reports.build --results {output.tables} --out {output.page}"
