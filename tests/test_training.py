@@ -107,7 +107,7 @@ def test_orphan_saves_and_leaves(tmp_path, corpus, models):
     """What a workflow engine killed with -9 leaves behind stops by itself."""
     folder = make_run(tmp_path / "orphan", corpus, models["dense"], tokens=10**7, checkpoint_s=1e9)
     parent = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; p = subprocess.Popen({command(folder)!r}); print(p.pid, flush=True); p.wait()"],
+        [sys.executable, "-c", f"import subprocess as s; p = s.Popen({command(folder)!r}); print(p.pid, flush=True); p.wait()"],
         env=ENV,
         stdout=subprocess.PIPE,
         text=True,

@@ -42,30 +42,40 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    ours = {name for name in imports if name.split(".")[0] in PACKAGES and source_file(name)}
+    # `models/__init__.py` is a table of names: a new line in it must not retrain the others.
+    ours = {name for name in imports - {"models"} if name.split(".")[0] in PACKAGES and source_file(name)}
     return ast.dump(tree), frozenset(ours)
 
 
 @cache
-def fingerprint(*modules: str) -> str:
-    """Twelve hex digits over the code that `modules` reach by import inside this project, native sources included.
+def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES) -> str:
+    """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`.
 
-    Comments and docstrings do not count, so that editing them retrains nothing.
+    C++ sources and page templates beside a module count with it; comments and docstrings do not.
     """
     seen: set[str] = set()
     queue = list(modules)
     while queue:
         module = queue.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        queue += parsed(module)[1]
+        if module not in seen:
+            seen.add(module)
+            queue += [name for name in parsed(module)[1] if name.split(".")[0] in packages]
     digest = hashlib.sha256()
+    folders = {source_file(module).parent for module in seen}
     for module in sorted(seen):
         digest.update(parsed(module)[0].encode())
-        for native in sorted(source_file(module).parent.glob("*.cpp")) if module.startswith("kernels") else ():
-            digest.update(native.read_bytes())
+    for path in sorted(path for folder in folders for suffix in ("*.cpp", "*.html") for path in folder.glob(suffix)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def training_source(arch_module: str) -> str:
+    """Fingerprint of what decides how a run of one architecture trains: its layer, the kernels, the trainer.
+
+    What only decides which config is trained, or how a CSV is written, is left out: the config has its own hash.
+    """
+    roots = ("workflows.train", "workflows.optim", "workflows.shards", "workflows.health", arch_module)
+    return fingerprint(*roots, "models.transformer", packages=("kernels", "models"))
 
 
 def git(*args: str) -> str:

@@ -22,7 +22,7 @@ from models.transformer import ModelConfig
 from workflows import errors, strict
 from workflows.errors import UserError
 from workflows.presets import Chain, Preset, Step, Train, load_chains, load_preset, merge
-from workflows.provenance import fingerprint, sha
+from workflows.provenance import sha, training_source
 
 ARCH_KNOBS = ("width_knob", "size_knob", "share_knob")
 
@@ -287,7 +287,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             "size": cfg.size,
             "seed": cfg.seed,
             "sha": cfg.sha,
-            "source": fingerprint("workflows.train", arch_module(cfg.model.arch.name)),
+            "source": training_source(arch_module(cfg.model.arch.name)),
             "tokens": cfg.train.steps * cfg.train.batch_size * cfg.train.seq_len,
             "flops_per_token": flops(cfg.model),
             "params": cfg.model.cost().params,

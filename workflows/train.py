@@ -26,7 +26,7 @@ from models import arch_module
 from workflows import checkpoint, errors, health
 from workflows.errors import UserError
 from workflows.optim import Optimizers
-from workflows.provenance import fingerprint, machine
+from workflows.provenance import machine, training_source
 from workflows.resolve import RunConfig, load_run
 from workflows.shards import Shards, load_shards
 
@@ -113,7 +113,7 @@ class Trainer:
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have been made by to be continued."""
-        source = fingerprint("workflows.train", arch_module(self.run.model.arch.name))
+        source = training_source(arch_module(self.run.model.arch.name))
         return {"config": self.run.sha, "source": source, "data": self.shards.meta["sha256"]["train.bin"]}
 
     def save(self) -> None:

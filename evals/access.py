@@ -1,0 +1,230 @@
+"""How many bytes of weights one decoding step reads, declared by formula.
+
+A step over a batch reads every dense matrix once and, of experts and value tables, the distinct records that its tokens
+ask for. Three routings say how many those are: `worst` (no two tokens share a record), `uniform` (expected, records
+equally likely), `zipf` (expected, record i asked for in proportion to i ** -exponent). The key-value cache is added or
+left out. Models are the `models.cost` of our own configs, or the papers' sizes below, built from their numbers.
+
+    python -m evals.access --figure-1c      the four labels of P1 figure 1c
+    python -m evals.access --size 1.6B      rows and gigabytes by batch, routing and cache
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.cost import Cost, Part, dense
+from workflows.errors import UserError, run
+
+ROUTINGS = ("worst", "uniform", "zipf")
+KV_HEADS = {"none": 0.0, "mha": 1.0, "gqa": 1 / 8}
+BATCHES = tuple(4**i for i in range(6))
+FEED_FORWARD = ("ffn", "router", "memory", "table")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model, or one built to its published totals; attention is part of it, the embedding is not.
+
+    Args:
+        slots: cost of everything in the blocks but attention.
+        vocab_size: rows of the embedding, counted only where the whole model has to fit a memory.
+    """
+
+    arch: str
+    size: str
+    d_model: int
+    n_layers: int
+    slots: Cost
+    vocab_size: int = 50_304
+
+    def cost(self, kv: str = "mha") -> Cost:
+        """Attention and slots. Fewer key-value heads also make their two projections narrower."""
+        share = KV_HEADS[kv] or 1.0
+        width = round((2 + 2 * share) * self.d_model**2)
+        return Cost((dense("attention", "attention", width),)) * self.n_layers + self.slots
+
+    @property
+    def sparse_ratio(self) -> float:
+        return self.cost().sparse_params / self.cost().active_params
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size of P1: d_ff is 4 * d_model, no gated unit, memory width d_model / 2, 2 experts per token.
+
+    Published: d_model, n_layers, n_experts. Inferred (spec D, E): d_expert and n_keys close the published totals;
+    n_reads = 84 is the only count that gives figure 1c. GAP: the widths of queries and keys. `d_keys` sums a query over
+    its heads; 512 at 1.6B makes a memory layer 7.9 M dense parameters, while the published 3.50 GFLOPs leave room for
+    24 M (the roofline prints both).
+    """
+
+    d_model: int
+    n_layers: int
+    n_experts: int
+    d_expert: int
+    n_memories: int
+    n_keys: int
+    d_keys: int
+    n_reads: int = 84
+
+
+P1_SIZES = {
+    "151M": Size(1024, 12, 32, 2528, 3, 1100, 256),
+    "680M": Size(1536, 24, 33, 3584, 4, 1632, 384),
+    "1.6B": Size(2048, 32, 34, 4672, 6, 1789, 512),
+    "6.5B": Size(4096, 32, 0, 0, 0, 0, 0),
+}
+TUCKER_RANK = 2
+
+
+def p1(arch: str, size: str, memory_params: int | None = None) -> Model:
+    """A model of P1 table 1: arch is dense, moe2 or ultramem (6.5B is dense only).
+
+    Args:
+        memory_params: dense parameters of one memory layer, instead of queries, keys and projection at `d_keys`.
+    """
+    if size not in P1_SIZES:
+        raise ValueError(f"size {size!r} is not one of {', '.join(P1_SIZES)}")
+    s = P1_SIZES[size]
+    ffn = Cost((dense("ffn", "ffn", 8 * s.d_model**2),)) * s.n_layers
+    if arch == "dense":
+        return Model(arch, size, s.d_model, s.n_layers, ffn)
+    if not s.n_experts or arch not in ("moe2", "ultramem"):
+        raise ValueError(f"P1 has no {arch} of size {size}")
+    if arch == "moe2":
+        experts = Part("experts", "table", s.n_experts, 2 * s.d_model * s.d_expert, 2)
+        return Model(arch, size, s.d_model, s.n_layers, Cost((experts,)) * s.n_layers)
+    d_value = s.d_model // 2
+    queries, keys = 2 * s.d_model * s.d_keys, 2 * TUCKER_RANK * s.n_keys * s.d_keys
+    memory = memory_params or queries + keys + d_value * s.d_model
+    layer = Cost((dense("memory", "memory", memory), Part("values", "table", s.n_keys**2, d_value, s.n_reads)))
+    return Model(arch, size, s.d_model, s.n_layers, ffn + layer * s.n_memories)
+
+
+def v2(arch: str = "ultramem_v2", active: float = 2.5e9, total: float = 120e9, top_m: int = 256) -> Model:
+    """A model with the totals of P2's 2.5B/120B-top256 and an 8-expert MoE beside it; everything else is our choice.
+
+    P2 discloses neither widths nor depth (GAP). Chosen: d_model 2560, 32 blocks, a memory in each, 17 % of feed-forward
+    plus memory compute in the memory (P2's optimum), values of 3/16 and pre-values of 1/16 of d_model (P2's best 1:3 at
+    its smaller sum). The feed-forward, the table and the number of experts are solved for the two totals.
+    """
+    d_model, n_layers = 2560, 32
+    slot = round(active / n_layers) - 4 * d_model**2
+    if arch == "moe8":
+        expert = slot // 8
+        experts = Part("experts", "table", round((total / n_layers - 4 * d_model**2) / expert), expert, 8)
+        layer = Cost((experts,))
+    elif arch == "ultramem_v2":
+        record = d_model // 4
+        memory = round(0.17 * (slot - top_m * record))
+        ffn = slot - top_m * record - memory
+        n_keys = round(((total / n_layers - 4 * d_model**2 - ffn - memory) / record) ** 0.5)
+        table = Part("values", "table", n_keys**2, record, top_m)
+        layer = Cost((dense("ffn", "ffn", ffn), dense("memory", "memory", memory), table))
+    elif arch == "dense":
+        layer = Cost((dense("ffn", "ffn", slot),))
+    else:
+        raise ValueError(f"arch {arch!r} is not one of dense, moe8, ultramem_v2")
+    size = f"{active / 1e9:g}B" if arch == "dense" else f"{total / 1e9:g}B/{active / 1e9:g}B"
+    return Model(arch, size, d_model, n_layers, layer * n_layers)
+
+
+def touched_zipf(rows: int, reads: float, n_tokens: int, exponent: float) -> float:
+    """Expected distinct records when record i is read by a token with probability min(1, reads * p_i), p_i ~ i^-a."""
+    weight = np.arange(1, rows + 1, dtype=float) ** -exponent
+    hit = np.minimum(1.0, reads * weight / weight.sum())
+    with np.errstate(divide="ignore"):
+        return float(-np.expm1(n_tokens * np.log1p(-hit)).sum())
+
+
+def rows_read(part: Part, batch: int, routing: str, exponent: float = 1.0) -> float:
+    """Distinct records of `part` that a step over `batch` tokens reads."""
+    if routing != "zipf":
+        return part.rows_read(batch, routing)
+    return touched_zipf(part.rows, part.reads, batch, exponent) if part.sparse else float(part.rows)
+
+
+def kv_bytes(d_model: int, n_layers: int, batch: int, context: int, kv: str, itemsize: int) -> float:
+    """Keys and values of `context` cached tokens in every layer of every sequence."""
+    return 2 * context * d_model * KV_HEADS[kv] * n_layers * batch * itemsize
+
+
+def weight_bytes(cost: Cost, batch: int, routing: str, itemsize: int, exponent: float = 1.0) -> float:
+    return itemsize * sum(p.width * n for p, n in _distinct(cost, batch, routing, exponent))
+
+
+def declared(run_id: str, arch: str, cost: Cost, batches: Iterable[int] = BATCHES, itemsize: int = 2) -> Iterator[dict]:
+    """Rows of the `access` table, summed over the model: one per batch and routing.
+
+    `run_id` is the run whose config it is, or the name of a paper's model. rows_read counts repeats (reads * batch),
+    rows_unique does not; both over sparse parts only.
+    """
+    for batch in batches:
+        for routing in ROUTINGS:
+            parts = _distinct(cost, batch, routing, 1.0)
+            sparse = [(p, n) for p, n in parts if p.sparse]
+            yield {
+                "run": run_id,
+                "arch": arch,
+                "batch": batch,
+                "routing": routing,
+                "kind": "declared-worst" if routing == "worst" else "declared-expected",
+                "rows_read": float(sum(p.reads * batch for p, _ in sparse)),
+                "rows_unique": float(sum(n for _, n in sparse)),
+                "bytes": itemsize * float(sum(p.width * n for p, n in parts)),
+            }
+
+
+def _distinct(cost: Cost, batch: int, routing: str, exponent: float) -> list[tuple[Part, float]]:
+    """Each part with the records of it that are read; equal parts are worked out once."""
+    known = {part: rows_read(part, batch, routing, exponent) for part in set(cost.parts)}
+    return [(part, known[part]) for part in cost.parts]
+
+
+def figure_1c(batches: Iterable[int] = (16, 64, 256, 1024), size: str = "1.6B", routing: str = "worst") -> list[float]:
+    """MoE over UltraMem in parameters read, as P1 figure 1c counts it.
+
+    Worst case, feed-forward and value tables only: without attention, cache, keys or projections. No other reading
+    within reach gives the printed 18.1, 18.8, 17.3, 13.0.
+    """
+    moe, memory = (p1(arch, size).slots.only("ffn", "table") for arch in ("moe2", "ultramem"))
+    return [weight_bytes(moe, b, routing, 1) / weight_bytes(memory, b, routing, 1) for b in batches]
+
+
+def _table(size: str, context: int) -> None:
+    models = [p1(arch, size) for arch in (("dense",) if size == "6.5B" else ("dense", "moe2", "ultramem"))]
+    print(f"P1 {size}, bf16, one decoding step, context {context}; rows are distinct experts or values over all layers")
+    print(f"{'arch':9s} {'batch':>6s} {'routing':8s} {'rows':>12s} {'ffn GB':>8s}", end="")
+    print("".join(f"{'model, KV ' + kv:>16s}" for kv in KV_HEADS))
+    for model in models:
+        whole = {kv: [row["bytes"] for row in declared(model.size, model.arch, model.cost(kv))] for kv in KV_HEADS}
+        for i, row in enumerate(declared(model.size, model.arch, model.slots)):
+            print(f"{model.arch:9s} {row['batch']:6d} {row['routing']:8s} {row['rows_unique']:12.0f}", end="")
+            print(f" {row['bytes'] / 1e9:8.2f}", end="")
+            for kv in KV_HEADS:
+                cache = kv_bytes(model.d_model, model.n_layers, row["batch"], context, kv, 2)
+                print(f"{(whole[kv][i] + cache) / 1e9:16.2f}", end="")
+            print()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="bytes that one decoding step reads, by formula")
+    parser.add_argument("--figure-1c", action="store_true", help="the four ratios printed in P1 figure 1c")
+    parser.add_argument("--size", help=f"a size of P1: {', '.join(P1_SIZES)}")
+    parser.add_argument("--context", type=int, default=2048, help="cached tokens per sequence")
+    options = parser.parse_args(arguments)
+    if options.figure_1c:
+        print(*(f"{ratio:.1f}" for ratio in figure_1c()))
+    elif options.size in P1_SIZES:
+        _table(options.size, options.context)
+    else:
+        raise UserError(f"say --figure-1c, or --size with one of {', '.join(P1_SIZES)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,165 @@
+"""The suite's hot operations as plain functions; where a tensor lives decides which implementation serves it.
+
+CPU tensors go to C++ (`native.py`, compiled at first use), CUDA tensors to Triton (`topm.py`, `lookup.py`,
+`grouped_mm.py`), anything else, and every machine without a compiler or Triton, to plain torch (`reference.py`, the
+definition of correct). ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing.
+
+Letters: T tokens, H heads, n keys per axis, m picks per head, r Tucker rank, h cores, M = H*m picks per token, N table
+rows, C value width, P pre-value width, G groups, S rows sorted by expert, E experts, D in, F out, V vocabulary.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import types
+
+import torch
+
+from kernels.cross_entropy import cross_entropy
+
+__all__ = ["backend", "cross_entropy", "grouped_mm", "product_topm", "row_dot", "tucker_topm", "weighted_lookup"]
+
+BACKENDS = ("auto", "reference", "native", "triton")
+TRITON_FILE = {
+    "product_topm": "topm",
+    "tucker_topm": "topm",
+    "weighted_lookup": "lookup",
+    "row_dot": "lookup",
+    "grouped_mm": "grouped_mm",
+}
+
+
+class _Package(types.ModuleType):
+    """Importing the submodule kernels.grouped_mm would rebind that name here and hide the function of the same name."""
+
+    def __setattr__(self, name, value):
+        if not (name in __all__ and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def backend(device) -> str:
+    """Which implementation serves tensors on `device`: "reference", "native" (C++) or "triton".
+
+    Raises ValueError when ULTRAMEM_KERNELS is none of auto, reference, native, triton.
+    """
+    choice = os.environ.get("ULTRAMEM_KERNELS", "auto")
+    if choice not in BACKENDS:
+        raise ValueError(f"ULTRAMEM_KERNELS is {choice!r}; it must be one of {', '.join(BACKENDS)}")
+    if choice != "auto":
+        return choice
+    return _automatic(torch.device(device).type)
+
+
+@functools.cache
+def _automatic(kind):
+    if kind == "cpu" and importlib.import_module("kernels.native").available():
+        return "native"
+    if kind == "cuda" and importlib.util.find_spec("triton"):
+        return "triton"
+    return "reference"
+
+
+@functools.cache
+def _function(operation, chosen):
+    module = TRITON_FILE[operation] if chosen == "triton" else chosen
+    return getattr(importlib.import_module(f"kernels.{module}"), operation)
+
+
+def _serving(operation, tensor):
+    return _function(operation, backend(tensor.device))
+
+
+def _require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+def product_topm(row_THn, col_THn, m):
+    """Exact top-m of row[i] + col[j] over all n*n cells (product keys; Lample 2019, P1 sec. 3.1).
+
+    row_THn, col_THn: (T, H, n) scores, any float type (half precision is widened to float32).
+    Returns score_THm, best first, and index_THm = i*n + j (int64). Equal scores: lowest index first; where sums are equal
+    only because rounding or -inf swallowed a difference, the cells of the better row and column come first.
+    Gradient flows to row and col through the selected cells. Raises ValueError for unequal shapes or m outside 1..n*n.
+    """
+    _require(row_THn.dim() == 3 and row_THn.shape == col_THn.shape, "product_topm: row and col must both be (T, H, n)")
+    n = row_THn.shape[-1]
+    _require(1 <= m <= n * n, f"product_topm: m={m} must lie in 1..{n * n}, the number of cells")
+    return _serving("product_topm", row_THn)(row_THn, col_THn, m)
+
+
+def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
+    """Tucker-decomposed retrieval (TDQKR; P1 eq. 4-12): filter each axis by one vector, re-score the cross exactly.
+
+    row_THnr, col_THnr: (T, H, n, r) scores per rank; core_hHrr: (h, H, r, r); u_Hr, t_Hr: (H, r), leading singular
+    vectors of the summed core. Rows are filtered by row.u, columns by col.t (the m largest of each, not by magnitude);
+    of the crossing cells the top-m by the score summed over cores are kept.
+    Returns score_THmh per core, best sum first, and index_THm = i*n + j (int64); equal sums: lowest index first.
+    Gradient flows to row, col and core through the selected cells only, never to u and t.
+    Raises ValueError for shapes that do not fit together or m outside 1..n*n.
+    """
+    sides_fit = row_THnr.dim() == 4 and row_THnr.shape == col_THnr.shape
+    _require(sides_fit, "tucker_topm: row and col must both be (T, H, n, r)")
+    _, n_heads, n, r = row_THnr.shape
+    _require(
+        core_hHrr.dim() == 4 and tuple(core_hHrr.shape[1:]) == (n_heads, r, r),
+        f"tucker_topm: core must be (cores, {n_heads}, {r}, {r}), got {tuple(core_hHrr.shape)}",
+    )
+    _require(u_Hr.shape == t_Hr.shape == (n_heads, r), f"tucker_topm: u and t must be ({n_heads}, {r})")
+    _require(1 <= m <= n * n, f"tucker_topm: m={m} must lie in 1..{n * n}, the number of cells")
+    return _serving("tucker_topm", row_THnr)(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m)
+
+
+def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
+    """Weighted sum of table rows, per group (IVE, P1 eq. 13-15) and per core slice (MCS, P1 eq. 16-17).
+
+    out[t, g, slice k] = sum over picks of group g of weight[t, pick, k] * values[row, slice k], C cut into h slices.
+    values_NC: (N, C); row_TM: (T, M) int64 in 0..N-1; weight_TMh: (T, M, h); group_TM: (T, M) int64 in 0..n_groups-1.
+    Returns (T, n_groups, C) in the table's dtype, summed in float32 or wider. Gradient: values (dense), weight.
+    Raises ValueError for shapes that do not fit, IndexError for a row or group out of range.
+    """
+    _require(row_TM.dim() == 2, "weighted_lookup: row must be (T, M)")
+    _require(weight_TMh.dim() == 3 and weight_TMh.shape[:2] == row_TM.shape, "weighted_lookup: weight must be (T, M, cores)")
+    width, n_cores = values_NC.shape[1], weight_TMh.shape[2]
+    _require(width % n_cores == 0, f"weighted_lookup: value width {width} is not divisible by {n_cores} cores")
+    _require(group_TM is not None or n_groups == 1, "weighted_lookup: n_groups > 1 needs group_TM")
+    _require(group_TM is None or group_TM.shape == row_TM.shape, "weighted_lookup: group must have the shape of row")
+    return _serving("weighted_lookup", values_NC)(values_NC, row_TM, weight_TMh, group_TM, n_groups)
+
+
+def row_dot(table_NP, row_TM, x_TP):
+    """<table[row], x> for every pick: the pre-value weights of PEER and UltraMemV2 (P2 eq. 13-15).
+
+    table_NP: (N, P); row_TM: (T, M) int64 in 0..N-1; x_TP: (T, P). Returns (T, M) in the wider of the two dtypes,
+    summed in float32 or wider. Gradient: table (dense), x.
+    Raises ValueError for shapes that do not fit, IndexError for a row out of range.
+    """
+    _require(
+        row_TM.dim() == 2 and x_TP.shape == (row_TM.shape[0], table_NP.shape[1]),
+        f"row_dot: x must be ({row_TM.shape[0]}, {table_NP.shape[1]}), got {tuple(x_TP.shape)}",
+    )
+    return _serving("row_dot", table_NP)(table_NP, row_TM, x_TP)
+
+
+def grouped_mm(x_SD, weight_EDF, counts_E):
+    """x[rows of expert e] @ weight[e] for every expert: the matrix product of a dropless mixture of experts.
+
+    x_SD: (S, D), rows sorted by expert; weight_EDF: (E, D, F); counts_E: (E,) int64 rows per expert, on x's device,
+    zero allowed. Returns (S, F) in x's dtype. Takes part in autocast as torch.mm does. Gradient: x, weight (dense).
+    Raises ValueError for shapes or dtypes that do not fit, or counts that do not add up to S.
+    """
+    kind = x_SD.device.type
+    if torch.is_autocast_enabled(kind):
+        x_SD, weight_EDF = x_SD.to(torch.get_autocast_dtype(kind)), weight_EDF.to(torch.get_autocast_dtype(kind))
+    _require(
+        x_SD.dim() == 2 and weight_EDF.dim() == 3 and x_SD.shape[1] == weight_EDF.shape[1],
+        f"grouped_mm: x {tuple(x_SD.shape)} and weight {tuple(weight_EDF.shape)} must be (S, D) and (E, D, F)",
+    )
+    _require(x_SD.dtype == weight_EDF.dtype, f"grouped_mm: x is {x_SD.dtype}, weight is {weight_EDF.dtype}")
+    _require(counts_E.shape == weight_EDF.shape[:1], "grouped_mm: counts must hold one number per expert")
+    return _serving("grouped_mm", x_SD)(x_SD, weight_EDF, counts_E)

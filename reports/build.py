@@ -1,0 +1,64 @@
+"""The report: results/{preset}/*.csv in, one self-contained HTML file out, and nothing else on either side.
+
+`python -m reports.build --results results/cpu --out reports/cpu.html`
+
+The same CSVs give the same bytes, on any machine: neither models nor the trainer are imported.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import jinja2
+
+from reports import figures
+from reports.page import Results, span
+from reports.sections import SECTIONS
+from workflows.errors import run
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """The lines under the title."""
+    runs, grid = results.runs, results.grid
+    if runs.empty:
+        return []
+    dirty = runs["git_dirty"].map({True: " (modified)"}).fillna("")
+    commits = sorted(set((runs["git_commit"].str[:10] + dirty)[runs["git_commit"] != ""]))
+    return [
+        ("runs", f"{len(runs)}, {len(grid)} in the comparison"),
+        ("architectures", str(len(results.archs))),
+        ("sizes", ", ".join(results.sizes) or "–"),
+        ("seeds", str(grid["seed"].nunique())),
+        ("tokens a run", span(grid["tokens"], figures.si)),
+        ("device", "; ".join(sorted(runs["device"].unique()))),
+        ("processor time", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
+        ("commit", ", ".join(commits) or "none recorded"),
+    ]
+
+
+def render(folder: Path) -> str:
+    """The page for a folder of results; UserError if a CSV in it cannot be used."""
+    results = Results(folder)
+    sections = [(name, title, list(draw(results))) for name, title, draw in SECTIONS]
+    template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    presets = sorted(results.runs["preset"].unique()) or [folder.name]
+    return page.from_string(template).render(
+        preset=", ".join(presets), folder=folder.name, facts=facts(results), sections=sections, looks=figures.LOOKS
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Render a folder of results as one HTML file.")
+    parser.add_argument("--results", type=Path, required=True, help="folder of CSVs, such as results/cpu")
+    parser.add_argument("--out", type=Path, required=True, help="HTML file to write, such as reports/cpu.html")
+    options = parser.parse_args(arguments)
+    page = render(options.results)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    part = options.out.with_name(f".{options.out.name}.part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, options.out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,246 @@
+"""What a page is made of: results as found in a folder, and the blocks (text, table, picture) that show them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from evals import schema
+from reports.figures import ORDER, Look, Panel, anchor, in_order, key, look, si
+from workflows.errors import UserError
+
+WRITER = {
+    "runs": "the training stage writes it",
+    "train": "the training stage writes it",
+    "matched_compute": "the compute-matching gate writes it",
+    "arms": "an ablation target writes it, such as “snakemake ablation_ultramem”",
+    "health": "the training stage writes it for sparse layers",
+    "tuning": "“snakemake tuning” writes it",
+    "speed": "the training benchmark writes it",
+    "evals": "the evaluation stage writes it",
+    "latency": "“snakemake latency” writes it",
+    "access": "“snakemake latency” writes it",
+    "claims": "the ruling on claims writes it",
+    "plan": "“snakemake plan” writes it",
+    "cost": "the gathering stage writes it",
+}
+LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` as shown, `sort` as compared by the page; `href` leads to the run, `more` to the runs of several seeds."""
+
+    text: str
+    sort: float | str | None = None
+    href: str | None = None
+    title: str = ""
+    number: bool = False
+    strong: bool = False
+    kind: str = ""
+    id: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    block: str = "text"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The sentence in place of what was not measured."""
+
+    text: str
+    block: str = "missing"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, in a row."""
+
+    facts: list[tuple[str, str]]
+    block: str = "facts"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """(sign, verdict, number of claims)."""
+
+    counts: list[tuple[str, str, int]]
+    block: str = "verdicts"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`csv` and `context` (scale, device, seeds) stand under the caption; `filters` are words of a column `verdict`."""
+
+    csv: str
+    caption: str
+    context: str
+    header: list[str]
+    rows: list[list[Cell]]
+    badges: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+    searchable: bool = False
+    tall: bool = False
+    block: str = "table"
+
+
+@dataclass(frozen=True)
+class Picture:
+    csv: str
+    caption: str
+    context: str
+    panels: list[Panel]
+    archs: list[str] = field(default_factory=list)
+    badges: tuple[str, ...] = ()
+    block: str = "picture"
+
+    @property
+    def legend(self) -> list[Look]:
+        return [look(arch) for arch in self.archs]
+
+
+class Results:
+    """The tables with rows found in a folder; `"evals" in results`, `results["evals"]`."""
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder of results: run `snakemake` first, or name one with --results")
+        self.folder = folder
+        paths = {name: folder / f"{name}.csv" for name in schema.TABLES}
+        found = {name: schema.read(path, name) for name, path in paths.items() if path.exists()}
+        self.tables = {name: frame for name, frame in found.items() if len(frame)}
+        self.empty = found.keys() - self.tables.keys()
+        if not found:
+            raise UserError(f"{folder} holds none of the CSVs that make a report: run `snakemake` first")
+
+    def __contains__(self, table: str) -> bool:
+        return table in self.tables
+
+    def __getitem__(self, table: str) -> pd.DataFrame:
+        return self.tables[table]
+
+    def missing(self, table: str) -> Missing:
+        state = "has no rows" if table in self.empty else "is absent"
+        return Missing(f"Not measured in this run: {table}.csv {state} ({WRITER[table]}).")
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        frame = self.tables.get("runs", pd.DataFrame(columns=[column.name for column in schema.TABLES["runs"]]))
+        return frame.set_index("run", drop=False).rename_axis(None)
+
+    @cached_property
+    def grid(self) -> pd.DataFrame:
+        """The finished runs of the comparison: `{arch}-{size}-s{seed}`; if none is so named, those of no sweep."""
+        frame = self.runs[self.runs["val_loss"].notna()]
+        named = frame["run"] == frame["arch"] + "-" + frame["size"] + "-s" + frame["seed"].astype(str)
+        swept = {run for table in ("arms", "tuning") if table in self for run in self[table]["run"]}
+        return frame[named] if named.any() else frame[~frame["run"].isin(swept)]
+
+    @cached_property
+    def archs(self) -> list[str]:
+        return in_order(self.grid["arch"])
+
+    @cached_property
+    def sizes(self) -> list[str]:
+        """Small to large."""
+        return list(self.grid.sort_values(["d_model", "n_layers", "active_params"])["size"].drop_duplicates())
+
+    def joined(self, table: str) -> pd.DataFrame:
+        """The rows of a table that belong to the comparison, with their run's architecture, size and seed."""
+        return self[table].merge(self.grid[["run", "arch", "size", "seed"]], on="run")
+
+    def linked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame for a figure: runs that have no row in the provenance table are left without a link."""
+        return frame.assign(run=frame["run"].where(frame["run"].isin(self.runs.index), ""))
+
+    def href(self, run: str) -> str | None:
+        return f"#{anchor(run)}" if run in self.runs.index else None
+
+    def mean(self, frame: pd.DataFrame, column: str, show: Callable = "{:.3f}".format, strong: bool = False) -> Cell:
+        """The mean of a column over seeds, ± the standard deviation, linked to every run behind it."""
+        frame = frame[frame[column].notna()]
+        if frame.empty:
+            return Cell("–", number=True)
+        mean, runs = frame[column].mean(), list(frame["run"])
+        if len(runs) == 1:
+            return Cell(show(mean), mean, self.href(runs[0]), runs[0], number=True, strong=strong)
+        links = tuple((str(seed), f"#{anchor(run)}") for seed, run in zip(frame["seed"], runs, strict=True))
+        return Cell(f"{show(mean)} ± {show(frame[column].std())}", mean, number=True, strong=strong, more=links)
+
+    def listing(self, table: str, frame: pd.DataFrame, names: Iterable[str] = ()) -> tuple[list[str], list[list[Cell]]]:
+        """Header and rows of a table as it stands in the CSV: all its columns, or `names` in that order."""
+        known = {column.name: column for column in schema.columns(table)}
+        shown = [known[name] for name in names or known]
+        rows = [[self.cell(column, row[column.name]) for column in shown] for row in frame.to_dict("records")]
+        return [column.name for column in shown], rows
+
+    def cell(self, column: schema.Column, value) -> Cell:
+        """One value of the CSV, written as its type and unit ask."""
+        if pd.isna(value) or value == "":
+            return Cell("–", number=column.dtype in (int, float))
+        if column.name == "run":
+            return Cell(value, href=self.href(value))
+        if column.name == "arch":
+            return arch_cell(value)
+        if column.name.endswith(("_sha", "_commit")):
+            return Cell(value[:10], title=value, kind="code")
+        if column.dtype is bool:
+            return Cell("yes" if value else "no")
+        if column.dtype is str:
+            return Cell(value, kind="code" if value.startswith("{") else "")
+        if column.unit in LARGE and value >= 1e4:
+            return Cell(si(value, 4), float(value), title=f"{value:,}", number=True)
+        if column.unit == "fraction":
+            return number(value, ".2%")
+        if column.unit == "nats/token":
+            return number(value, ".3f")
+        return number(value, "d" if column.dtype is int else ".4g")
+
+    def context(self, frame: pd.DataFrame) -> str:
+        """Scale, seeds and device of some runs, in words."""
+        if frame.empty:
+            return ""
+        seeds = frame["seed"].nunique()
+        parts = [
+            f"d_model {span(frame['d_model'], str)}",
+            f"{span(frame['active_params'], si)} activated parameters",
+            f"{span(frame['tokens'], si)} tokens a run",
+            f"{seeds} seed{'s' * (seeds > 1)}",
+            *sorted(frame["device"].unique()),
+            threads(frame),
+            ", ".join(sorted(frame["precision"].unique())),
+        ]
+        return " · ".join(parts)
+
+
+def number(value, form: str, href: str | None = None) -> Cell:
+    if pd.isna(value):
+        return Cell("–", number=True)
+    text = format(int(value) if form == "d" else float(value), form).replace("-", "−")
+    return Cell(text, float(value), href, number=True)
+
+
+def arch_cell(arch: str) -> Cell:
+    this = look(arch)
+    return Cell(this.label, ORDER.get(key(arch), len(ORDER)), kind=f"arch {this.name}")
+
+
+def span(values: pd.Series, show: Callable) -> str:
+    """'3' or '3–7'."""
+    values = values.dropna()
+    return "–".join(dict.fromkeys((show(values.min()), show(values.max())))) if len(values) else "–"
+
+
+def threads(frame: pd.DataFrame) -> str:
+    return f"{span(frame['threads'], str)} thread{'s' * bool(frame['threads'].max() > 1)}"
+
+
+def kinds(devices: Iterable[str]) -> tuple[str, ...]:
+    """The labels of some devices: 'CPU: AMD EPYC' -> 'CPU'."""
+    return tuple(sorted({device.partition(":")[0] for device in devices}))
