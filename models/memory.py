@@ -1,0 +1,247 @@
+"""The layer that every memory architecture shares: query, keys, value table, addresses, pooling, output.
+
+    q = norm(W_q conv(x)),  S_row = K_row q_row,  S_col = K_col q_col      one score per axis, rank, head and key
+    picks = top-m cells of the n' x n' grid that the selector spans from S_row and S_col (pkm.py: sum; tucker.py: TDQKR)
+    o = W [sum over the picks of expansion block e of weight * V[row]] for e = 1..E, concatenated      (IVE: pool, project)
+
+P1 sections 3.1-3.4, P2 section 3. Scores are computed in float32 under autocast too; projections may be bfloat16.
+
+B batch, T tokens (batch x time, flattened; time alone in BTD), D d_model, H memory heads (1 in a shared query), c axis
+(row, column), n keys per axis, r rank, g vectors of width Q = d_key that a query or key owns, K width that one rank
+scores (Q, or Q/r where ranks split it), m top_m, h cores, M = H m picks per token, E blocks, C d_value, N table rows.
+"""
+
+from __future__ import annotations
+
+from functools import cache as remember
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from models.memory_config import MemoryConfig
+from models.memory_init import initialise
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over the last `taps` positions; starts as the identity. `cache[self]` holds past inputs."""
+
+    def __init__(self, width: int, taps: int):
+        super().__init__()
+        self.weight_kD = nn.Parameter(torch.zeros(taps, width))
+
+    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> Tensor:
+        (B, T, D), past = x_BTD.shape, len(self.weight_kD) - 1
+        before_BkD = (cache or {}).get(self, x_BTD.new_zeros(B, past, D))
+        x_BSD = torch.cat((before_BkD, x_BTD), dim=1)
+        if cache is not None:
+            cache[self] = x_BSD[:, T:]
+        return sum(x_BSD[:, k : k + T] * weight_D for k, weight_D in enumerate(self.weight_kD))
+
+
+class Normed(nn.Module):
+    """RMS or layer norm over d_key with a gain and no bias, or nothing ("none")."""
+
+    def __init__(self, width: int, kind: str, eps: float = 1e-5):
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "none":
+            return x
+        weight = self.weight.to(x.dtype)
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        return F.layer_norm(x, x.shape[-1:], weight, None, self.eps)
+
+
+class Table(nn.Module):
+    """Value rows, and the pre-value rows of PEER-style values where there are any."""
+
+    def __init__(self, n_rows: int, d_value: int, d_pre_value: int):
+        super().__init__()
+        self.values_NC = nn.Parameter(torch.empty(n_rows, d_value))
+        self.pre_values_NP = nn.Parameter(torch.empty(n_rows, d_pre_value)) if d_pre_value else None
+        self.value_names = ("values_NC", "pre_values_NP") if d_pre_value else ("values_NC",)
+
+
+@remember
+def permutation(n: int) -> Tensor:
+    """The fixed shuffle of n logical addresses; the same for every layer and run, so no checkpoint stores it."""
+    generator = torch.Generator("cpu").manual_seed(n)
+    return torch.randperm(n, generator=generator, dtype=torch.int32, device="cpu")
+
+
+class Memory(nn.Module):
+    """One memory layer. Subclasses change how picks are weighted (`gate`), the output, or add losses.
+
+    Args:
+        selector: picks cells from axis scores (`ProductKeys` or `Tucker`).
+        memory: number of this memory layer. table: a table to share; None makes and initialises one.
+    """
+
+    def __init__(self, cfg: MemoryConfig, selector: nn.Module, d_model: int, n_layers: int, memory: int, table: Table | None):
+        super().__init__()
+        L, H, Q = len(cfg.spans(n_layers)), cfg.n_mem_heads, cfg.d_key
+        self.cfg, self.d_model, self.n_layers = cfg, d_model, n_layers
+        self.window, self.axis = cfg.window(memory, L), cfg.axis(L)
+        self.rank_width = Q // cfg.rank if cfg.choice("rank_query") == "split" else Q
+        self.conv = CausalConv(d_model, cfg.query_conv) if cfg.query_conv > 1 else None
+        self.query_shape = (1 if cfg.share_query == "heads" else H, 2, cfg.query_groups, Q)
+        self.query = nn.Linear(d_model, self.query_shape[0] * 2 * cfg.query_groups * Q, bias=False)
+        self.keys_cHngQ = nn.Parameter(torch.empty(2, H, self.axis, cfg.key_groups, Q))
+        self.query_norm = Normed(Q, cfg.choice("qk_norm"))
+        self.key_norm = Normed(Q, cfg.choice("qk_norm"))
+        self.selector = selector
+        width = cfg.value_width(d_model)
+        owner = table is None
+        if owner:
+            self.table = Table(self.window.rows, width, cfg.pre_width(d_model))
+        else:
+            # Registered once, by the layer that made it, so that a checkpoint holds it once.
+            object.__setattr__(self, "table", table)
+        self.output = nn.Linear(cfg.blocks * width, d_model, bias=False) if cfg.projects else None
+        self.add_parts(d_model)
+        shuffled = cfg.expansion > 1
+        self.kept = None
+        self.register_buffer("shuffle", permutation(self.axis**2) if shuffled else None, persistent=False)
+        if not self.keys_cHngQ.is_meta:
+            initialise(self, fill_table=owner)
+
+    def add_parts(self, d_model: int) -> None:
+        """Linear maps of a subclass."""
+
+    def extra_linears(self) -> tuple[nn.Linear, ...]:
+        return ()
+
+    def by_rank(self, x_XgQ: Tensor) -> Tensor:
+        return x_XgQ.unflatten(-1, (-1, self.rank_width)).flatten(-3, -2)
+
+    def train(self, mode: bool = True) -> Memory:
+        self.kept = None
+        return super().train(mode)
+
+    def scored_keys(self) -> Tensor:
+        """Normalised keys (c, H, n, r, K) in float32 or wider.
+
+        Without gradients in eval mode they are kept from call to call, until a tensor they come from changes: they are a
+        third of an UltraMem layer's time when one token is decoded on a CPU.
+        """
+        sources = (self.keys_cHngQ, *self.key_norm.parameters())
+        stamp = [(tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in sources]
+        keep = not (self.training or torch.is_grad_enabled())
+        if keep and self.kept is not None and self.kept[0] == stamp:
+            return self.kept[1]
+        keys_cHngQ = self.keys_cHngQ
+        if keys_cHngQ.dtype in (torch.float16, torch.bfloat16):
+            keys_cHngQ = keys_cHngQ.float()
+        keys_cHnrK = self.by_rank(self.key_norm(keys_cHngQ))
+        self.kept = (stamp, keys_cHnrK) if keep else None
+        return keys_cHnrK
+
+    def scores(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+        """S_row and S_col, each (T, H, n, r)."""
+        if self.conv is not None:
+            x_BTD = self.conv(x_BTD, cache)
+        q_THcgQ = self.query(x_BTD).view(-1, *self.query_shape)
+        if self.cfg.choice("rank_query") == "release":
+            # The released V2 takes ranks 0 and 1 of the row query for row and column query and leaves the rest unread.
+            q_THcgQ = q_THcgQ[:, :, 0, :2, None]
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            keys_cHnrK = self.scored_keys()
+            q_THcrK = self.by_rank(self.query_norm(q_THcgQ.to(keys_cHnrK.dtype)))
+            # Two products, not one over both axes: splitting its result would cost a copy of all scores in backward.
+            row_THnr, col_THnr = (
+                torch.einsum("thrk,hnrk->thnr", q_THrK, keys_HnrK)
+                for q_THrK, keys_HnrK in zip(q_THcrK.unbind(2), keys_cHnrK.unbind(0), strict=True)
+            )
+        return row_THnr, col_THnr
+
+    def select(self, row_THnr: Tensor, col_THnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the picks per core (T, H, m, h), best first in each head, and their logical addresses (T, H, m)."""
+        with torch.autocast(row_THnr.device.type, enabled=False):
+            return self.selector(row_THnr, col_THnr, self.cfg.top_m)
+
+    def weigh(self, score_THmh: Tensor) -> Tensor:
+        """Weights of all heads' picks (T, M, h)."""
+        if self.cfg.score_fn == "softmax":
+            score_THmh = score_THmh.softmax(dim=2)
+        return score_THmh.flatten(1, 2)
+
+    def address(self, index_TM: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Physical row and expansion block of logical addresses (P1 section 3.4; the release's order: shuffle, then cut)."""
+        if self.shuffle is not None:
+            index_TM = self.shuffle[index_TM].long()
+        view, block_TM = self.window.side**2, None
+        if self.cfg.blocks > 1:
+            block_TM = index_TM // view
+        row_TM = index_TM % view if self.cfg.expansion > 1 else index_TM
+        if self.window.offset:
+            row_TM = (row_TM + self.window.offset) % self.window.rows
+        return row_TM, block_TM
+
+    def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
+        return weight_TMh
+
+    def project(self, pooled_TX: Tensor, x_TD: Tensor) -> Tensor:
+        return pooled_TX if self.output is None else self.output(pooled_TX)
+
+    def loss(self, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> Tensor | float:
+        """Weighted auxiliary loss; added in training only."""
+        return self.selector.penalty()
+
+    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+        x_TD = x_BTD.flatten(0, 1)
+        row_THnr, col_THnr = self.scores(x_BTD, cache)
+        score_THmh, index_THm = self.select(row_THnr, col_THnr)
+        row_TM, block_TM = self.address(index_THm.flatten(1))
+        weight_TMh = self.gate(self.weigh(score_THmh), row_TM, x_TD)
+        pooled_TEC = kernels.weighted_lookup(self.table.values_NC, row_TM, weight_TMh, block_TM, self.cfg.blocks)
+        y_TD = self.project(pooled_TEC.flatten(1), x_TD)
+        aux = x_BTD.new_zeros(())
+        if self.training:
+            aux = aux + self.loss(row_THnr, col_THnr, index_THm)
+        return y_TD.view_as(x_BTD), aux
+
+    @torch.no_grad()
+    def health(self, x_BTD: Tensor) -> dict[str, float]:
+        """State of the layer on tokens x.
+
+        Returns:
+            Share of its window's values used, KL of their use from uniform (nats), mean top-1 and mean selected score
+            (what multiplies values), output standard deviation, singular values of the core, and recall@m of brute force
+            over the whole grid and over the quadrant that the filter searches (on the first tokens).
+        """
+        row_THnr, col_THnr = self.scores(x_BTD)
+        score_THmh, index_THm = self.select(row_THnr, col_THnr)
+        row_TM, _ = self.address(index_THm.flatten(1))
+        use_N = torch.bincount(row_TM.flatten(), minlength=self.window.rows).to(torch.float64)
+        share_N, reach = use_N / use_N.sum(), self.window.side**2
+        weight_THmh = self.weigh(score_THmh).view_as(score_THmh)
+        sample = max(1, min(64, 2**24 // self.axis**2))
+        grid, searched = recall(self.selector, row_THnr[:sample], col_THnr[:sample], index_THm[:sample])
+        return {
+            "used_share": (use_N > 0).sum().item() / reach,
+            "kl_uniform": torch.special.xlogy(share_N, share_N * reach).sum().item(),
+            "top1_score": weight_THmh[:, :, 0].mean().item(),
+            "mean_score": weight_THmh.mean().item(),
+            "output_std": self(x_BTD)[0].float().std().item(),
+            "recall_grid": grid,
+            "recall_quadrant": searched,
+            **self.selector.spectrum(),
+        }
+
+
+def recall(selector: nn.Module, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> tuple[float, float]:
+    """Share of the brute-force top-m that was picked: of the whole grid, and of the quadrant that the selector searches."""
+    m = index_THm.shape[-1]
+    score_THnn, searched_THnn = selector.grid(row_THnr, col_THnr)
+    found = []
+    for cells_THnn in (torch.ones_like(searched_THnn), searched_THnn):
+        best_THm, at_THm = score_THnn.masked_fill(~cells_THnn, -torch.inf).flatten(-2).topk(m)
+        hit_THm = (at_THm[..., None] == index_THm[..., None, :]).any(-1)
+        exists_THm = best_THm > -torch.inf
+        found.append((hit_THm & exists_THm).sum().item() / max(exists_THm.sum().item(), 1))
+    return found[0], found[1]

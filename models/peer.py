@@ -1,0 +1,52 @@
+"""PEER: a million tiny experts (He 2024, arXiv:2407.04153), which P2 ablates as a form of value (section 4.2.1, eq. 13).
+
+    o = sum over the picks of softmax(score) * gelu(<P[row], x>) * V[row],  P and V both as wide as x
+
+T tokens, D d_model, h cores (1), M picks per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from models.memory import Memory
+from models.memory_config import MemoryConfig
+from models.pkm import ProductKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEERConfig(MemoryConfig):
+    """PEER layers; d_ff 0 makes them replace the FFN, as in the original.
+
+    Args:
+        activation: of <P[row], x>.
+    """
+
+    name: ClassVar[str] = "peer"
+    activation: Literal["none", "gelu"] = "gelu"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.d_value is not None:
+            raise ValueError("PEER's values are as wide as the model: leave d_value out")
+
+    def pre_width(self, d_model: int) -> int:
+        return d_model
+
+    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+        return PEER(self, ProductKeys(), d_model, n_layers, memory, table)
+
+
+class PEER(Memory):
+    """A memory whose picks are one-neuron experts."""
+
+    def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
+        hidden_TM = kernels.row_dot(self.table.pre_values_NP, row_TM, x_TD)
+        if self.cfg.activation == "gelu":
+            hidden_TM = F.gelu(hidden_TM)
+        return weight_TMh * hidden_TM.unsqueeze(-1)
