@@ -155,7 +155,10 @@ def grouped_mm(x_SD, weight_EDF, counts_E):
     """
     kind = x_SD.device.type
     if torch.is_autocast_enabled(kind):
-        x_SD, weight_EDF = x_SD.to(torch.get_autocast_dtype(kind)), weight_EDF.to(torch.get_autocast_dtype(kind))
+        # On a CPU, bf16 rows of odd width straddle 4-byte words, and their products are slower than float32's.
+        odd = kind == "cpu" and any(width % 2 for width in weight_EDF.shape[1:])
+        dtype = torch.float32 if odd else torch.get_autocast_dtype(kind)
+        x_SD, weight_EDF = x_SD.to(dtype), weight_EDF.to(dtype)
     _require(
         x_SD.dim() == 2 and weight_EDF.dim() == 3 and x_SD.shape[1] == weight_EDF.shape[1],
         f"grouped_mm: x {tuple(x_SD.shape)} and weight {tuple(weight_EDF.shape)} must be (S, D) and (E, D, F)",

@@ -316,11 +316,35 @@ def _small_tiles(weight_EDF, n_rows):
     return SUFFIX[dtype] if few_rows or max(D, F) <= GROUPED_NARROW else None
 
 
-def _per_expert(counts_E, *operands):
-    """(operands of expert e) for every expert that has rows: (S, .) tensors are split, (E, ., .) tensors indexed."""
-    counts = counts_E.tolist()
-    parts = [x.split(counts) if x.dim() == 2 else x.unbind() for x in operands]
-    return [part for count, *part in zip(counts, *parts, strict=True) if count]
+def _grain(dtype):
+    """Row counts are rounded up to multiples of this: oneDNN, which serves bf16, compiles a kernel per shape (about 3 ms),
+    and an expert's count changes every step; the BLAS that serves float32 does not care."""
+    return 32 if dtype == torch.bfloat16 else 1
+
+
+def _rows_times(x_SD, weights, counts, out_SF, grain):
+    """out = rows of x times the weight of their expert. A rounded product runs into the next experts' rows, which are
+    written after it; where none are left it gets a copy of its own."""
+    start = 0
+    for count, weight in zip(counts, weights, strict=True):
+        if not count:
+            continue
+        wide, stop = -(-count // grain) * grain, start + count
+        if start + wide <= len(x_SD):
+            torch.mm(x_SD[start : start + wide], weight, out=out_SF[start : start + wide])
+        else:
+            rows = x_SD.new_zeros(wide, x_SD.shape[1])
+            rows[:count] = x_SD[start:stop]
+            out_SF[start:stop] = torch.mm(rows, weight)[:count]
+        start = stop
+
+
+def _padded(x_SD, counts_E, grain):
+    """x with every expert's rows filled up with zeros to a multiple of `grain`, and the filled counts."""
+    wide_E = (counts_E + grain - 1) // grain * grain
+    shift_E = (wide_E - counts_E).cumsum(0) - (wide_E - counts_E)
+    place_S = torch.arange(len(x_SD)) + shift_E.repeat_interleave(counts_E)
+    return x_SD.new_zeros(int(wide_E.sum()), x_SD.shape[1]).index_copy_(0, place_S, x_SD), wide_E.tolist()
 
 
 def _grouped_mm(x_SD, weight_EDF, counts_E):
@@ -329,8 +353,7 @@ def _grouped_mm(x_SD, weight_EDF, counts_E):
     if suffix := _small_tiles(weight_EDF, len(x_SD)):
         _call(f"grouped_{suffix}", x_SD, weight_EDF, counts_E, E, D, F, y_SF, work=E)
     else:
-        for x, weight, y in _per_expert(counts_E, x_SD, weight_EDF, y_SF):
-            torch.mm(x, weight, out=y)
+        _rows_times(x_SD, weight_EDF.unbind(), counts_E.tolist(), y_SF, _grain(x_SD.dtype))
     return y_SF
 
 
@@ -352,13 +375,17 @@ class _GroupedMm(torch.autograd.Function):
             if d_weight_EDF is not None:
                 _call(f"grouped_dw_{suffix}", x_SD, d_y_SF, counts_E, E, D, F, d_weight_EDF, work=E)
             return d_x_SD, d_weight_EDF, None
+        grain = _grain(x_SD.dtype)
         if d_x_SD is not None:
-            for d_y, weight, d_x in _per_expert(counts_E, d_y_SF, weight_EDF, d_x_SD):
-                torch.mm(d_y, weight.T, out=d_x)
+            _rows_times(d_y_SF, weight_EDF.mT.unbind(), counts_E.tolist(), d_x_SD, grain)
         if d_weight_EDF is not None:
+            counts = counts_E.tolist()
+            if grain > 1:
+                (x_SD, counts), (d_y_SF, _) = (_padded(rows, counts_E, grain) for rows in (x_SD, d_y_SF))
             d_weight_EDF[counts_E == 0] = 0
-            for x, d_y, d_weight in _per_expert(counts_E, x_SD, d_y_SF, d_weight_EDF):
-                torch.mm(x.T, d_y, out=d_weight)
+            for x, d_y, d_weight in zip(x_SD.split(counts), d_y_SF.split(counts), d_weight_EDF.unbind(), strict=True):
+                if len(x):
+                    torch.mm(x.T, d_y, out=d_weight)
         return d_x_SD, d_weight_EDF, None
 
 

@@ -1,0 +1,26 @@
+"""The memory tracer, and what it says of the kernels: interpreted_tracer.py, in a process with TRITON_INTERPRET=1."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import kernels.launch
+from kernels.tracer import Trace
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_traces_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "interpreted_tracer.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(kernels.launch.INTERPRETED, reason="kernels are interpreted in this process")
+def test_compiled_kernels_cannot_be_traced():
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        Trace()
