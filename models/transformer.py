@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from kernels.attention import causal_attention
 from models.cost import Cost, dense
 from models.slot import ArchConfig
 
@@ -138,16 +139,13 @@ class Attention(nn.Module):
                 k_BGSK = torch.cat((cache[self][0], k_BGSK), dim=2)
                 v_BGSK = torch.cat((cache[self][1], v_BGSK), dim=2)
             cache[self] = (k_BGSK, v_BGSK)
-        S = k_BGSK.shape[2]
-        mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            k_BGSK,
-            v_BGSK,
-            attn_mask=mask,
-            is_causal=T == S and T > 1,
-            enable_gqa=self.n_heads != self.kv_heads,
-        )
+        S, groups = k_BGSK.shape[2], self.n_heads // self.kv_heads
+        if T == S:
+            k_BHSK, v_BHSK = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSK, v_BGSK))
+            y_BHTK = causal_attention(q_BHTK, k_BHSK, v_BHSK)
+        else:
+            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, enable_gqa=groups > 1)
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
 
 
