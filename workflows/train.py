@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from evals import schema
+from kernels.allocator import keep_memory
 from models import arch_module
 from workflows import checkpoint, errors, health
 from workflows.errors import UserError
@@ -303,6 +304,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
     args = parser.parse_args()
     stop = Stop()
+    keep_memory()
     with checkpoint.lock(args.folder, patience_s=args.patience):
         trainer = Trainer(args.folder, load_run(args.folder), args.device)
         trainer.restore()

