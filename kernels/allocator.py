@@ -19,4 +19,4 @@ def keep_memory(keep: bool = True) -> bool:
         return False
     keys = (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD)
     settings = (1 << 30, (1 << 31) - 1, 1 << 26) if keep else (128 << 10, 128 << 10, 128 << 10)
-    return all([mallopt(key, value) for key, value in zip(keys, settings, strict=True)])
+    return all(mallopt(key, value) for key, value in zip(keys, settings, strict=True))

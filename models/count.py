@@ -25,8 +25,8 @@ from models.ultramem_v2 import UltraMemV2Config
 
 OPEN = {
     "OLMoE-1B-7B": "attention, 8 of 64 experts and router make 1.076B activated where 1.07B is printed",
-    "Memory+-227M": "the release's script makes 240.6M activated and 1.197B in total where 228M and 1.19B are printed",
-    "UltraMem-227M": "the release's script makes 228.5M activated and 1.193B in total where 225M and 1.18B are printed",
+    "Memory+-227M": "the release's script makes 241.4M activated and 1.197B in total where 228M and 1.19B are printed",
+    "UltraMem-227M": "the release's script makes 228.7M activated and 1.193B in total where 225M and 1.18B are printed",
     "UltraMemV2-227M": "activated parameters come to 224.3M where 225M is printed; the total closes",
     "UltraMemV2-1B-7B": "the printed 528 keys make 6.21B in total where 6.70B is printed; 552 would close it",
 }

@@ -40,7 +40,7 @@ class MemoryConfig(ArchConfig):
     Args:
         d_ff, glu: the FFN that every block keeps (memory is added to it, P1 section 3.2); d_ff 0 leaves memory alone.
         placement: "i:j" reads block i's FFN input and writes after block j (0-based); "all", alone, is i:i in every
-            block.
+            block, "every 2" in every second.
         n_keys: keys per axis, so n_keys**2 values. d_key: width of one half-key.
         n_mem_heads, top_m: heads, and values that each reads.
         d_value: None means d_model, without output projection where expansion is 1.
@@ -113,6 +113,9 @@ class MemoryConfig(ArchConfig):
         """(read_at, write_at) of every memory layer."""
         if self.placement == ("all",):
             return [(i, i) for i in range(n_layers)]
+        if len(self.placement) == 1 and self.placement[0].startswith("every "):
+            stride = int(self.placement[0].removeprefix("every "))
+            return [(i, i) for i in range(stride - 1, n_layers, stride)]
         spans = []
         for entry in self.placement:
             read_at, colon, write_at = entry.partition(":")

@@ -10,7 +10,7 @@ T tokens, D d_model, E n_experts, k top_k, S = T*k routed tokens sorted by exper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class MoEConfig(ArchConfig):
     Args:
         n_experts, top_k, d_expert: experts, experts per token, inner width of each.
         glu: SwiGLU experts (P2) or two-matrix GELU ones (P1).
+        weights: of the chosen experts' outputs: "softmax" over all experts (P2, OLMoE; of many experts each then weighs
+            little at first), or "renormalised" to sum to 1 over the chosen (Mixtral).
         d_shared: inner width of a shared expert that every token uses; 0 is none, as in both papers.
         load_balance: weight of n_experts * sum_e f_e p_e, which is 1 when perfectly balanced (Switch, Fedus et al. 2021;
             f counts routed tokens and sums to 1 over experts, so the value does not depend on top_k).
@@ -48,19 +50,21 @@ class MoEConfig(ArchConfig):
     top_k: int
     d_expert: int
     glu: bool = True
+    weights: Literal["softmax", "renormalised"] = "softmax"
     d_shared: int = 0
     load_balance: float = 0.01
     router_z: float = 0.001
     router_init: float = 1.0
-    router_frozen: str = "no"
+    router_frozen: Literal["no", "yes"] = "no"
 
     def __post_init__(self):
         if not 0 < self.top_k <= self.n_experts:
             raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
         if self.router_init <= 0:
             raise ValueError(f"router_init {self.router_init} must be positive")
-        if self.router_frozen not in ("no", "yes"):
-            raise ValueError(f"router_frozen {self.router_frozen!r} is not one of no, yes")
+        for field, allowed in (("weights", ("softmax", "renormalised")), ("router_frozen", ("no", "yes"))):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} {getattr(self, field)!r} is not one of {', '.join(allowed)}")
 
     @property
     def smallest_size(self) -> int:
@@ -123,10 +127,12 @@ class MoE(nn.Module):
             self.shared.init_weights(std, out_std)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Router logits (T, E), probabilities (T, k) and experts (T, k) of the top-k; float32."""
+        """Router logits (T, E), weights (T, k) and indices (T, k) of the chosen experts; float32."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.router.weight.float())
         prob_Tk, expert_Tk = logits_TE.softmax(-1).topk(self.cfg.top_k, dim=-1)
+        if self.cfg.weights == "renormalised":
+            prob_Tk = prob_Tk / prob_Tk.sum(-1, keepdim=True)
         return logits_TE, prob_Tk, expert_Tk
 
     def aux_loss(self, logits_TE: Tensor, counts_E: Tensor) -> Tensor:

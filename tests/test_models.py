@@ -122,7 +122,10 @@ def moe_by_hand(moe: MoE, x_TD: torch.Tensor) -> torch.Tensor:
     out = torch.zeros_like(x_TD)
     for t, x_D in enumerate(x_TD):
         prob_E = (moe.router.weight @ x_D).softmax(0)
-        for e in prob_E.topk(moe.cfg.top_k).indices:
+        chosen = prob_E.topk(moe.cfg.top_k).indices
+        if moe.cfg.weights == "renormalised":
+            prob_E = prob_E / prob_E[chosen].sum()
+        for e in chosen:
             h_F = x_D @ moe.up_EDF[e]
             if moe.cfg.glu:
                 gate, up = h_F.chunk(2)
@@ -137,9 +140,10 @@ def moe_by_hand(moe: MoE, x_TD: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("glu", [True, False])
 @pytest.mark.parametrize("d_shared", [0, 8])
-def test_moe_is_the_sum_of_its_experts(glu, d_shared):
+@pytest.mark.parametrize("weights", ["softmax", "renormalised"])
+def test_moe_is_the_sum_of_its_experts(glu, d_shared, weights):
     torch.manual_seed(0)
-    moe = MoEConfig(n_experts=7, top_k=3, d_expert=6, glu=glu, d_shared=d_shared).feed_forward(16, 0, 2)
+    moe = MoEConfig(n_experts=7, top_k=3, d_expert=6, glu=glu, d_shared=d_shared, weights=weights).feed_forward(16, 0, 2)
     moe.init_weights(0.5, 0.5)
     x_BTD = torch.randn(2, 9, 16)
     torch.testing.assert_close(moe(x_BTD)[0].flatten(0, 1), moe_by_hand(moe, x_BTD.flatten(0, 1)), rtol=1e-4, atol=1e-5)

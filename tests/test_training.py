@@ -270,3 +270,33 @@ def test_row_update_leaves_other_rows_alone():
     optimizer.step()
     assert (parameter[[0, 2, 4]] == 1).all()
     assert (parameter[[1, 3]] < 1).all()
+
+
+@pytest.mark.parametrize("arch", ["dense", "ultramem"])
+def test_micro_batches_add_up(tmp_path, corpus, models, arch):
+    whole, pieces = (
+        trainer(make_run(tmp_path / f"m{micro}", corpus, models[arch], micro_batch=micro)) for micro in (0, 2)
+    )
+    batch = whole.windows.batch(0)
+    (loss, _), (other, _) = whole.gradients(*batch), pieces.gradients(*batch)
+    assert loss.item() == pytest.approx(other.item(), rel=1e-5)
+    for (name, a), b in zip(whole.model.named_parameters(), pieces.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_two_workers_train_as_one(tmp_path, corpus, models):
+    one = make_run(tmp_path / "one", corpus, models["dense"])
+    two = make_run(tmp_path / "two", corpus, models["dense"], workers=2)
+    assert finish(one).returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *command(two)[1:]], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (pd.read_csv(folder / "train.csv").loss for folder in (one, two))
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_workers_must_be_started(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["dense"], workers=2)
+    done = finish(folder)
+    assert done.returncode == 2
+    assert "set for 2 workers, but 1 run; start it with torchrun" in done.stderr

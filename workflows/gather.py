@@ -37,6 +37,7 @@ def finished_runs(results: Path, grid: dict) -> list[str]:
 def cost_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     """What each target cost: the grid and every chain that is complete; runs that chains share count in each."""
     targets = {"grid": grid["grid"]}
+    targets["tuning"] = [setting["run"] for setting in grid["tuning"]]
     for arm in grid["arms"]:
         targets.setdefault(f"ablation_{arm['chain']}", []).append(arm["run"])
     rows = []
@@ -58,6 +59,17 @@ def cost_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     return rows
 
 
+def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
+    """Every setting that was tried, with its loss; the best of each architecture is chosen."""
+    rows = []
+    for setting in grid["tuning"]:
+        if setting["run"] in runs:
+            with open(results / "runs" / setting["run"] / "runs.csv", newline="") as file:
+                rows.append(setting | {"val_loss": float(next(csv.DictReader(file))["val_loss"])})
+    best = {arch: min(r["val_loss"] for r in rows if r["arch"] == arch) for arch in {r["arch"] for r in rows}}
+    return [row | {"chosen": row["val_loss"] == best[row["arch"]]} for row in rows]
+
+
 def gather(results: Path, out: Path, chain: str | None = None) -> int:
     """Writes every table of `results` to `out`, of all finished runs or of one chain's; returns how many runs it took.
 
@@ -71,13 +83,16 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     arms = [arm for arm in grid["arms"] if chain in (None, arm["chain"])]
     runs = finished_runs(results, grid)
     if chain:
-        runs = [run for run in runs if run in {arm["run"] for arm in arms}]
+        wanted = {row["run"] for row in (grid["tuning"] if chain == "tuning" else arms)}
+        runs = [run for run in runs if run in wanted]
     if not runs:
         raise UserError(f"{results}: no finished run to gather; train some first")
     out.mkdir(parents=True, exist_ok=True)
     for table in PER_RUN:
         schema.gather([results / "runs" / run / f"{table}.csv" for run in runs], table, out / f"{table}.csv")
     schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["run"] in runs])
+    if tuning := tuning_rows(grid, runs, results):
+        schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
     schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
     if (results / "data.json").exists() and out != results:
@@ -88,7 +103,7 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results/{preset}")
-    parser.add_argument("--chain", help="only the runs of this ablation chain")
+    parser.add_argument("--chain", help="only the runs of this ablation chain, or of `tuning`")
     parser.add_argument("--out", type=Path, help="folder of the joined CSVs (default: the results folder)")
     args = parser.parse_args()
     count = gather(args.results, args.out or args.results, args.chain)

@@ -24,7 +24,10 @@ class Train:
 
     Args:
         tokens: training tokens; rounded up to whole steps.
-        batch_size: sequences per step.
+        batch_size: sequences per step, over all workers.
+        micro_batch: sequences that one worker's memory holds at a time; 0 is its whole share. Gradients add up, so the
+            result does not depend on it but for rounding (and for a balance loss, which sees one micro-batch at a time).
+        workers: data-parallel processes, started by torchrun; one GPU each.
         seq_len: tokens per sequence.
         lr: peak learning rate, reached after `warmup` (fraction of the steps), then a cosine to `lr * final_lr`.
         value_optimizer: "dense" updates every row of a value table each step (AdamW); "rows" only the rows that the step
@@ -40,6 +43,8 @@ class Train:
     batch_size: int
     seq_len: int
     lr: float
+    micro_batch: int = 0
+    workers: int = 1
     final_lr: float = 0.1
     warmup: float = 0.01
     weight_decay: float = 0.1
@@ -54,6 +59,13 @@ class Train:
     validation_tokens: int = 65536
     checkpoint_s: float = 60.0
     health_tokens: int = 2048
+
+    def __post_init__(self):
+        share = self.batch_size // self.workers
+        if self.batch_size % self.workers or (self.micro_batch and share % self.micro_batch):
+            raise ValueError(
+                f"batch_size {self.batch_size} must split evenly over workers {self.workers} and micro_batch {self.micro_batch}"
+            )
 
     @property
     def steps(self) -> int:
@@ -148,6 +160,19 @@ class Chain:
     steps: tuple[Step, ...]
     knobs: tuple[str, ...] = ("width", "size")
     source: str = ""
+
+
+def load_tuning() -> dict[str, list[dict[str, Any]]]:
+    """Architecture -> settings that the tuning target tries: `train.` fields and fields of the architecture.
+
+    Raises:
+        UserError: architectures are tried unequally often; no architecture gets more care than another.
+    """
+    settings = read_yaml(CONFIGS / "tuning.yaml")
+    counts = {arch: len(tries) for arch, tries in settings.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"tuning.yaml: every architecture is tried equally often, but the counts are {counts}")
+    return settings
 
 
 OVERRIDES = {"preset": str, "corpus": str, "tokens": int, "seeds": list, "archs": list, "sizes": list, "precision": str}

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense
 from models.transformer import ModelConfig
 from workflows import errors, strict
 from workflows.errors import UserError
-from workflows.presets import Chain, Preset, Step, Train, load_chains, load_preset, merge
+from workflows.presets import Chain, Preset, Step, Train, load_chains, load_preset, load_tuning, merge
 from workflows.provenance import sha, training_source
 
 ARCH_KNOBS = ("width_knob", "size_knob", "share_knob")
+RELATIVE = re.compile(r"(?:d_model ?/ ?(?P<part>\d+)|x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,17 @@ def load_run(folder: Path) -> RunConfig:
     return strict.build(RunConfig, data | {"model": build_model(data["model"], f"{path}: model")}, str(path))
 
 
+def fraction(value: Any, d_model: int) -> Any:
+    """A field of the preset that is given as a share of the width ("d_model/2")."""
+    found = RELATIVE.fullmatch(value) if isinstance(value, str) else None
+    return d_model // int(found["part"]) if found and found["part"] else value
+
+
 def prototype(preset: Preset, arch: str, size: str) -> ModelConfig:
     """The model before its knobs are solved: knobs that the preset leaves out start anywhere."""
     shape = preset.sizes[size]
     fields = merge(merge(preset.archs[arch], preset.recipes.get(arch, {}).get("arch", {})), shape.archs.get(arch, {}))
+    fields = {key: fraction(value, shape.d_model) for key, value in fields.items()}
     where = f"preset {preset.name}: archs.{arch}"
     try:
         cls = arch_config(fields.get("name"))
@@ -114,7 +123,7 @@ def prototype(preset: Preset, arch: str, size: str) -> ModelConfig:
 
 def recipe(preset: Preset, arch: str, size: str) -> Train:
     own = {k: v for k, v in preset.recipes.get(arch, {}).items() if k != "arch"}
-    data = merge(merge(preset.train, preset.sizes[size].train), own)
+    data = merge(merge(preset.train, own), preset.sizes[size].train)
     return strict.build(Train, data, f"preset {preset.name}: train of {arch} at {size}")
 
 
@@ -180,8 +189,24 @@ def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, 
     return rows
 
 
-def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, Any], where: str):
-    """`changes` laid on architecture, `train.` or `match.` fields; a change that changes nothing is refused."""
+def relative(value: Any, field: str, now: Any, model: ModelConfig, grid: dict[str, ModelConfig], arch: str) -> Any:
+    """What a delta's value means in this model, so that one chain serves all sizes.
+
+    "d_model/2" is a share of the width, "x2" twice the present value, "grid" what the preset's own model of this
+    architecture has, "grid:ultramem" what that architecture's has.
+    """
+    found = RELATIVE.fullmatch(value) if isinstance(value, str) else None
+    if not found:
+        return value
+    if found["part"]:
+        return model.d_model // int(found["part"])
+    if found["times"]:
+        return type(now)(float(found["times"]) * now)
+    return plain(grid[found["arch"] or arch].arch).get(field)
+
+
+def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, Any], where: str, grid=None, arch=""):
+    """`changes` laid on architecture, `train.` or `match.` fields."""
     parts = {"arch": plain(model.arch), "train": plain(train), "match": plain(rule)}
     for key, value in changes.items():
         part, _, name = key.rpartition(".")
@@ -189,14 +214,24 @@ def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, 
         if fields is None:
             raise UserError(f"{where}: {key!r}: a delta sets fields of the architecture, or of train. or match.")
         strict.check_keys({name: value}, fields, f"{where} ({part or model.arch.name})")
-        if fields[name] == (list(value) if isinstance(value, tuple) else value):
-            raise UserError(f"{where}: {key} is {value!r} already, so this delta changes nothing")
+        value = relative(value, name, fields[name], model, grid or {}, arch)
         fields[name] = value
     return (
         dataclasses.replace(model, arch=build_arch(parts["arch"], where)),
         strict.build(Train, parts["train"], where),
         strict.build(MatchRule, parts["match"], where),
     )
+
+
+def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dict[str, Any]) -> tuple[ModelConfig, Train]:
+    """The matched model and the preset's recipe with one tuning setting on them, whatever `recipes` says."""
+    where = f"tuning.yaml: {arch}"
+    own = {key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}
+    fields = {key: value for key, value in setting.items() if not key.startswith("train.")}
+    known = plain(model.arch)
+    strict.check_keys(fields, known, where)
+    train = strict.build(Train, merge(merge(preset.train, preset.sizes[size].train), own), where)
+    return dataclasses.replace(model, arch=build_arch(known | fields, where)), train
 
 
 def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
@@ -222,9 +257,10 @@ def resolve_arm(preset: Preset, group: Matched, size: str, chain: Chain, deltas:
     for i, step in enumerate(deltas):
         if i and step.arch:
             arch, model, train = step.arch, group.models[step.arch], recipe(preset, step.arch, size)
-        if i and not step.set and not step.arch:
-            raise UserError(f"{where}: step {step.id} changes nothing")
-        model, train, rule = apply(model, train, rule, step.set, f"{where}, step {step.id}")
+        before = (model, train, rule)
+        model, train, rule = apply(*before, step.set, f"{where}, step {step.id}", group.models, arch)
+        if i and not step.arch and (model, train, rule) == before:
+            raise UserError(f"{where}, step {step.id}: {step.set} is the case already, so this delta changes nothing")
     keep = {knob for knob in ("width_knob", "size_knob") if knob.split("_")[0] not in chain.knobs}
     target_params = group.params * rule.sparse_ratio / group.rule.sparse_ratio
     solved = solve_sizes(model, group.flops * rule.flops_ratio / group.rule.flops_ratio, target_params)
@@ -259,6 +295,21 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         for arch in preset.grid.archs
         for seed in preset.grid.seeds
     ]
+    tuning = []
+    for arch, settings in load_tuning().items():
+        for i, setting in enumerate(settings if arch in preset.archs else ()):
+            model, train = tuned(preset, matched[size].models[arch], arch, size, setting)
+            run = add(f"tuning.{arch}.{i}-{size}-s{preset.chain_seeds[0]}", arch, size, preset.chain_seeds[0], model, train)
+            tuning.append(
+                {
+                    "arch": arch,
+                    "setting": json.dumps(setting),
+                    "lr": train.lr,
+                    "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
+                    "init": getattr(model.arch, "init", None),
+                    "run": run,
+                }
+            )
     arms = []
     for name, chain in chains.items():
         known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
@@ -266,7 +317,12 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             continue
         for order, (step, deltas) in enumerate(chain_arms(chain)):
             where = f"ablations.yaml: {name}"
-            arch, model, train = resolve_arm(preset, matched[size], size, chain, deltas, where)
+            try:
+                arch, model, train = resolve_arm(preset, matched[size], size, chain, deltas, where)
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(f"preset {preset.name}, {where}, step {step.id}: {error}") from error
             for seed in preset.chain_seeds:
                 run = add(f"{name}.{step.id}-{size}-s{seed}", arch, size, seed, model, train)
                 arms.append(
@@ -291,6 +347,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             "tokens": cfg.train.steps * cfg.train.batch_size * cfg.train.seq_len,
             "flops_per_token": flops(cfg.model),
             "params": cfg.model.cost().params,
+            "threads": cfg.train.threads,
+            "workers": cfg.train.workers,
         }
         for run, cfg in runs.items()
     }
@@ -301,6 +359,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         "grid": grid,
         "runs": entries,
         "arms": arms,
+        "tuning": tuning,
         "matched": matched_rows(preset, matched),
         "chains": list(preset.chains),
         "measure": preset.measure,

@@ -15,10 +15,12 @@ import signal
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from evals import schema
@@ -85,6 +87,9 @@ class Trainer:
 
     def __init__(self, folder: Path, run: RunConfig, device: str):
         self.folder, self.run, self.cfg, self.device = folder, run, run.train, device
+        self.rank, self.workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.workers != self.cfg.workers:
+            raise UserError(f"{run.run} is set for {self.cfg.workers} workers, but {self.workers} run; start it with torchrun")
         torch.set_num_threads(self.cfg.threads)
         self.shards: Shards = load_shards(Path(run.data))
         self.windows = Windows(self.shards.train, self.cfg.batch_size, self.cfg.seq_len, run.seeds["data"])
@@ -118,6 +123,8 @@ class Trainer:
         return {"config": self.run.sha, "source": source, "data": self.shards.meta["sha256"]["train.bin"]}
 
     def save(self) -> None:
+        if self.rank:
+            return
         note = {
             "step": self.step,
             "elapsed": self.elapsed,
@@ -147,7 +154,7 @@ class Trainer:
             self.step += 1
             self.speeds = ([*self.speeds, speed])[-1000:]
             self.log("train", "", loss, aux, lr, norm, speed)
-            if now - said > 5 or self.step == steps:
+            if self.rank == 0 and (now - said > 5 or self.step == steps):
                 said = now
                 left = (steps - self.step) * self.elapsed / self.step
                 print(
@@ -155,7 +162,7 @@ class Trainer:
                     f"{int(left) // 60}:{int(left) % 60:02d} left",
                     flush=True,
                 )
-            if self.step in evaluate_at:
+            if self.step in evaluate_at and self.rank == 0:
                 self.evaluate(lr, final=self.step == steps)
                 clock = time.perf_counter()
             if self.step < steps and (reason := stop.requested()):
@@ -173,9 +180,7 @@ class Trainer:
         lr = self.optimizers.set_lr(self.step)
         self.model.train()
         self.model.refresh()
-        with self.autocast():
-            loss, aux = self.model.loss(tokens_BT, targets_BT, self.cfg.precision)
-        (loss + aux).backward()
+        loss, aux = self.gradients(tokens_BT, targets_BT)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
         values = (loss.item(), aux.item(), norm.item(), lr)
         if not math.isfinite(sum(values)):
@@ -186,6 +191,26 @@ class Trainer:
             )
         self.optimizers.step()
         return values
+
+    def gradients(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Leaves the mean gradient over the batch in the parameters; returns mean loss and auxiliary loss.
+
+        Each worker takes its rows of the batch, in pieces of `micro_batch`.
+        """
+        share = self.cfg.batch_size // self.workers
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        piece = self.cfg.micro_batch or share
+        sums = torch.zeros(2, device=self.device)
+        for tokens, targets in zip(tokens_BT[mine].split(piece), targets_BT[mine].split(piece), strict=True):
+            with self.autocast():
+                loss, aux = self.model.loss(tokens, targets, self.cfg.precision)
+            ((loss + aux) * (piece / share)).backward()
+            sums += torch.stack((loss.detach(), aux.detach())).float() * (piece / share)
+        if self.workers > 1:
+            for tensor in (sums, *(p.grad for p in self.model.parameters() if p.grad is not None)):
+                dist.all_reduce(tensor)
+                tensor /= self.workers
+        return sums[0], sums[1]
 
     def log(self, split, source, loss, aux, lr, norm, speed) -> None:
         tokens = self.step * self.cfg.batch_size * self.cfg.seq_len
@@ -280,7 +305,7 @@ class Trainer:
             "val_loss": validation["all"],
             "val_bpb": sum(bits[name] * sources[name]["bytes"]["train"] / total for name in bits),
             "tokens_per_s": statistics.median(self.speeds),
-            "core_seconds": self.elapsed * (self.cfg.threads if self.device == "cpu" else 1),
+            "core_seconds": self.elapsed * self.workers * (self.cfg.threads if self.device == "cpu" else 1),
             "wall_s": self.elapsed,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "precision": self.cfg.precision,
@@ -303,13 +328,19 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
     args = parser.parse_args()
-    stop = Stop()
+    stop, rank, device = Stop(), int(os.environ.get("RANK", 0)), args.device
     keep_memory()
-    with checkpoint.lock(args.folder, patience_s=args.patience):
-        trainer = Trainer(args.folder, load_run(args.folder), args.device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+    with checkpoint.lock(args.folder, args.patience) if rank == 0 else nullcontext():
+        trainer = Trainer(args.folder, load_run(args.folder), device)
         trainer.restore()
         trainer.train(stop)
-        trainer.write()
+        if rank == 0:
+            trainer.write()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

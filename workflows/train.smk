@@ -12,6 +12,11 @@ def cost_of(size):
     return max(GRID["runs"][run]["flops_per_token"] * GRID["runs"][run]["tokens"] for run in runs_of(size))
 
 
+def launcher(size):
+    workers = max(GRID["runs"][run]["workers"] for run in runs_of(size))
+    return "workflows.train" if workers == 1 else f"torch.distributed.run --standalone --nproc-per-node {workers} -m workflows.train"
+
+
 for rank, size in enumerate(sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)):
 
     rule:
@@ -29,11 +34,13 @@ for rank, size in enumerate(sorted({entry["size"] for entry in GRID["runs"].valu
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
+            launcher=launcher(size),
+        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size))
         resources:
-            gpu=1,
+            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size)),
         priority: rank
         shell:
-            "exec {PYTHON} -m workflows.train {params.folder} --patience 60"
+            "exec {PYTHON} -m {params.launcher} {params.folder} --patience 60"
 
 
 def finished():
@@ -63,16 +70,19 @@ rule gather:
         "exec {PYTHON} -m workflows.gather {RESULTS}"
 
 
-for chain in GRID["all_chains"]:
+PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {"tuning": ("tuning", "tuning")}
+
+for target, (chain, rows) in PARTS.items():
 
     rule:
         name:
-            f"ablation_{chain}"
+            target
         input:
-            tables_of(arm["run"] for arm in GRID["arms"] if arm["chain"] == chain),
+            tables_of(row["run"] for row in GRID[rows] if row.get("chain", "tuning") == chain),
+            rules.data_card.output,
         output:
-            tables=directory(f"{RESULTS}/ablations/{chain}"),
-            page=f"reports/{PRESET}.ablation_{chain}.html",
+            tables=directory(f"{RESULTS}/{target}"),
+            page=f"reports/{PRESET}.{target}.html",
         params:
             chain=chain,
             source=fingerprint("workflows.gather", "reports.build"),
