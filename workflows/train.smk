@@ -17,11 +17,11 @@ def launcher(size):
     return "workflows.train" if workers == 1 else f"torch.distributed.run --standalone --nproc-per-node {workers} -m workflows.train"
 
 
-for rank, size in enumerate(sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)):
+for size_rank, size_name in enumerate(sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)):
 
     rule:
         name:
-            f"train_{size}"
+            f"train_{size_name}"
         input:
             data=rules.prepare.output,
             config=RESULTS + "/runs/{run}/config.yaml",
@@ -29,16 +29,16 @@ for rank, size in enumerate(sorted({entry["size"] for entry in GRID["runs"].valu
             **{table: RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES},
             weights=RESULTS + "/runs/{run}/model.safetensors",
         wildcard_constraints:
-            run="|".join(map(re.escape, runs_of(size))),
+            run="|".join(map(re.escape, runs_of(size_name))),
         params:
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
-            launcher=launcher(size),
-        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size))
+            launcher=launcher(size_name),
+        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size_name))
         resources:
-            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size)),
-        priority: rank
+            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size_name)),
+        priority: size_rank
         shell:
             "exec {PYTHON} -m {params.launcher} {params.folder} --patience 60"
 
@@ -72,19 +72,20 @@ rule gather:
 
 PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {"tuning": ("tuning", "tuning")}
 
-for target, (chain, rows) in PARTS.items():
+# Loop variables become globals of snakemake itself, so they have names that it does not use.
+for part_target, (part_chain, part_rows) in PARTS.items():
 
     rule:
         name:
-            target
+            part_target
         input:
-            tables_of(row["run"] for row in GRID[rows] if row.get("chain", "tuning") == chain),
+            tables_of(row["run"] for row in GRID[part_rows] if row.get("chain", "tuning") == part_chain),
             rules.data_card.output,
         output:
-            tables=directory(f"{RESULTS}/{target}"),
-            page=f"reports/{PRESET}.{target}.html",
+            tables=directory(f"{RESULTS}/{part_target}"),
+            page=f"reports/{PRESET}.{part_target}.html",
         params:
-            chain=chain,
+            chain=part_chain,
             source=fingerprint("workflows.gather", "reports.build"),
         shell:
             "{PYTHON} -m workflows.gather {RESULTS} --chain {params.chain} --out {output.tables}"
