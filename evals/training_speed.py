@@ -23,7 +23,7 @@ from evals import schema
 from kernels.allocator import keep_memory
 from models.match import match
 from workflows import errors
-from workflows.optim import Optimizers
+from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import load_preset
 from workflows.provenance import device_name
 from workflows.resolve import RunConfig, match_rule, prototype, recipe
@@ -95,7 +95,7 @@ def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, aux = model.loss(tokens_BT, targets_BT, precision)
         (loss + aux).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), run.train.grad_clip)
+        clip_gradients(model, run.train.grad_clip)
         optimizers.step()
 
     return step

@@ -46,7 +46,7 @@ class PEER(Memory):
     """A memory whose picks are one-neuron experts."""
 
     def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
-        hidden_TM = kernels.row_dot(self.table.pre_values_NP, row_TM, x_TD)
+        hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), x_TD)
         if self.cfg.activation == "gelu":
             hidden_TM = F.gelu(hidden_TM)
         return weight_TMh * hidden_TM.unsqueeze(-1)

@@ -247,11 +247,9 @@ class Transformer(nn.Module):
             if module is not self and hasattr(module, "refresh"):
                 module.refresh()
 
+    def tables(self) -> list[nn.Module]:
+        """Modules that hold value tables (`value_names` names them), which have their own learning rate and update."""
+        return [module for module in self.modules() if hasattr(module, "value_names")]
+
     def value_parameters(self) -> list[nn.Parameter]:
-        """Value tables, which have their own learning rate."""
-        found = {}
-        for module in self.modules():
-            for name in getattr(module, "value_names", ()):
-                parameter = getattr(module, name)
-                found[id(parameter)] = parameter
-        return list(found.values())
+        return [getattr(table, name) for table in self.tables() for name in table.value_names]

@@ -110,7 +110,7 @@ class UltraMemV2(Memory):
     def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
         if self.pre_project is None:
             return weight_TMh
-        hidden_TM = kernels.row_dot(self.table.pre_values_NP, row_TM, self.pre_project(x_TD))
+        hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), self.pre_project(x_TD))
         if self.cfg.activation == "gelu":
             hidden_TM = F.gelu(hidden_TM)
         return weight_TMh * hidden_TM.unsqueeze(-1)

@@ -300,3 +300,42 @@ def test_workers_must_be_started(tmp_path, corpus, models):
     done = finish(folder)
     assert done.returncode == 2
     assert "set for 2 workers, but 1 run; start it with torchrun" in done.stderr
+
+
+@pytest.mark.parametrize("arch", ["pkm", "ultramem", "ultramem_v2"])
+def test_sparse_gradients_are_the_dense_ones(tmp_path, corpus, models, arch):
+    dense, rows = (
+        trainer(make_run(tmp_path / how, corpus, models[arch], value_optimizer=how)) for how in ("dense", "rows")
+    )
+    batch = dense.windows.batch(0)
+    for one in (dense, rows):
+        one.model.refresh()
+        one.gradients(*batch)
+    assert all(p.grad.is_sparse for p in rows.model.value_parameters())
+    norms = [train.clip_gradients(one.model, 0.01).item() for one in (dense, rows)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    for (name, a), b in zip(dense.model.named_parameters(), rows.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad.to_dense() if b.grad.is_sparse else b.grad, rtol=1e-4, atol=1e-8, msg=name)
+
+
+def test_row_update_trains(tmp_path, corpus, models):
+    folder = make_run(tmp_path / "run", corpus, models["ultramem"], value_optimizer="rows", checkpoint_s=0.0)
+    one = trainer(folder)
+    one.train(NoStop())
+    assert one.rows[-1]["loss"] < one.rows[0]["loss"] - 0.3
+    again = trainer(folder)
+    again.restore()
+    state, restored = (t.optimizers.state for t in (one, again))
+    assert {len(s) for s in restored.values()} == {len(s) for s in state.values()}
+
+
+def test_clipping_is_torchs(models):
+    model = models["dense"].build()
+    model.loss(torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long))[0].backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    norm = train.clip_gradients(model, 0.1)
+    ours = [p.grad.clone() for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        parameter.grad = gradient
+    torch.testing.assert_close(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1), norm)
+    torch.testing.assert_close(ours, [p.grad for p in model.parameters()])

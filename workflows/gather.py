@@ -100,6 +100,15 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     return len(runs)
 
 
+def print_matched(rows: list[dict]) -> None:
+    """The matched-compute table in short: what each model spends against the mean of its size, and on retrieval."""
+    for row in rows:
+        off = f"{row['flops_mismatch']:+.2%} FLOPs" + (
+            f", {row['params_mismatch']:+.2%} parameters" if row["params_mismatch"] is not None else ""
+        )
+        print(f"  {row['size']:5s} {row['arch']:14s} {off}, {row['memory_share']:.1%} of the slot's compute on retrieval")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results/{preset}")
@@ -107,6 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the joined CSVs (default: the results folder)")
     args = parser.parse_args()
     count = gather(args.results, args.out or args.results, args.chain)
+    print_matched(json.loads((args.results / "grid.json").read_text())["matched"])
     print(f"gathered {count} runs into {args.out or args.results}")
 
 

@@ -32,6 +32,22 @@ def value_factor(step: int, cfg: Train, multiplier: float, decay_fraction: float
     return cosine(step, cfg) * (1 + (multiplier - 1) * left)
 
 
+@torch.no_grad()
+def clip_gradients(model: nn.Module, largest: float) -> torch.Tensor:
+    """Scales all gradients so that their common norm is at most `largest`; returns the norm before. Knows sparse ones."""
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # layers that share a table each add to it
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = nn.utils.get_total_norm(gradients)
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    return norm
+
+
 class RowAdamW(torch.optim.Optimizer):
     """AdamW that updates only the rows in a sparse gradient: moments, bias correction and decay of others stand still.
 
@@ -39,7 +55,7 @@ class RowAdamW(torch.optim.Optimizer):
     Expects coalesced sparse gradients of shape (rows, width).
     """
 
-    def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
+    def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -72,6 +88,8 @@ def build_optimizers(model: nn.Module, cfg: Train) -> list[torch.optim.Optimizer
 
     Every parameter group carries `factor`, its learning-rate schedule by name.
     """
+    for table in model.tables():
+        table.gradient = cfg.value_optimizer
     values = {id(p): p for p in model.value_parameters()}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in values]
     adam = {"lr": cfg.lr, "betas": (cfg.beta1, cfg.beta2), "eps": cfg.eps}

@@ -1,7 +1,7 @@
 """Hours and disk of a preset before anything runs: python -m workflows.plan results/paper
 
-Calibrates on this machine: a few steps of each architecture, at its own size if that fits a small budget of memory and
-time, else at a narrower model whose speed is carried over by FLOPs. What it prints and writes is a prediction.
+Times a few steps of each architecture on this machine, on the largest model that fits a small budget of memory and time,
+and carries its speed over by FLOPs. What it prints and writes is a prediction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -19,8 +18,9 @@ from models.match import flops
 from workflows import errors
 from workflows.errors import UserError
 from workflows.optim import Optimizers
+from workflows.presets import load_preset
 from workflows.provenance import device_name
-from workflows.resolve import RunConfig, load_run
+from workflows.resolve import RunConfig, load_run, resolve
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
 
@@ -51,41 +51,43 @@ def full_flops(run: RunConfig) -> float:
     return 3 * (flops(run.model) + 2 * run.model.vocab_size * run.model.d_model)
 
 
-def predict(folder: Path, grid: dict) -> list[dict]:
-    """One row a run: core-seconds (GPU-seconds on CUDA) and disk; `measured_on` names the run that was calibrated."""
-    runs = {name: load_run(folder / "runs" / name) for name in grid["runs"]}
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, run in runs.items():
-        groups[run.model.arch.name, run.size].append(name)
-    rates: dict[tuple[str, str], tuple[float, str]] = {}
-    fits = {key: names[0] for key, names in groups.items() if runs[names[0]].model.cost().params <= LARGEST_CALIBRATION}
-    for key, name in fits.items():
-        run = runs[name]
-        seconds = step_seconds(run)
-        rates[key] = (full_flops(run) * run.train.batch_size * run.train.seq_len / seconds, name)
-        print(f"calibrated {name}: {run.train.batch_size * run.train.seq_len / seconds:,.0f} tokens/s")
-    if not rates:
-        raise UserError(f"{folder}: every model of this preset is too large to calibrate on here; plan a smaller preset first")
-    rows = []
+def calibrate(runs: dict[str, RunConfig]) -> dict[str, tuple[float, str]]:
+    """Architecture class -> (training FLOPs per second, run that was timed), on the largest model that fits the budget.
+
+    Where none of the preset's own fits, the cpu preset's largest size stands in.
+    """
+    fits = [run for run in runs.values() if run.model.cost().params <= LARGEST_CALIBRATION]
+    if not fits:
+        _, stand_ins = resolve(load_preset("cpu"), {}, Path("results"))
+        fits = list(stand_ins.values())
+    timed = {}
+    for run in {run.arch: run for run in sorted(fits, key=full_flops)}.values():
+        seconds, tokens = step_seconds(run), run.train.batch_size * run.train.seq_len
+        timed[run.arch] = (full_flops(run) * tokens / seconds, run.run)
+        print(f"calibrated on {run.run}: {tokens / seconds:,.0f} tokens/s", flush=True)
+    return timed
+
+
+def predict(runs: dict[str, RunConfig]) -> list[dict]:
+    """One row a run: core-seconds (GPU-seconds on CUDA) and disk, by FLOPs from the calibrated model of its architecture."""
+    rates = calibrate(runs)
     device = device_name("cuda" if torch.cuda.is_available() else "cpu")
-    for (arch, size), names in groups.items():
-        same = [rate for (other, _), rate in rates.items() if other == arch] or list(rates.values())
-        rate, source = rates.get((arch, size)) or max(same)
-        for name in names:
-            run = runs[name]
-            tokens = run.train.steps * run.train.batch_size * run.train.seq_len
-            rows.append(
-                {
-                    "run": name,
-                    "arch": run.arch,
-                    "size": size,
-                    "tokens": tokens,
-                    "predicted_core_s": full_flops(run) * tokens / rate,
-                    "predicted_disk_mb": 4 * run.model.cost().params * (1 + 3) / 2**20,
-                    "calibrated_on": source,
-                    "device": device,
-                }
-            )
+    rows = []
+    for name, run in runs.items():
+        tokens = run.train.steps * run.train.batch_size * run.train.seq_len
+        rate, source = rates[run.arch]
+        rows.append(
+            {
+                "run": name,
+                "arch": run.arch,
+                "size": run.size,
+                "tokens": tokens,
+                "predicted_core_s": full_flops(run) * tokens / rate,
+                "predicted_disk_mb": 4 * run.model.cost().params * (1 + 3) / 2**20,
+                "calibrated_on": source,
+                "device": device,
+            }
+        )
     return rows
 
 
@@ -98,7 +100,7 @@ def main() -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist; start this as `snakemake plan --config preset=NAME`")
     grid = json.loads(path.read_text())
-    rows = predict(args.results, grid)
+    rows = predict({name: load_run(args.results / "runs" / name) for name in grid["runs"]})
     schema.write(args.results / "plan.csv", "plan", rows)
     default = set(grid["grid"]) | {arm["run"] for arm in grid["arms"] if arm["chain"] in grid["chains"]}
     for what, names in (("default target", default), ("with every ablation", set(grid["runs"]))):

@@ -150,6 +150,7 @@ class Chain:
     Args:
         kind: cumulative (row i holds all deltas up to i), sweep (each row is the base and its own delta), or
             leave-one-out (each row is the complete chain without its own delta).
+        only: of a leave-one-out chain, the ids of the deltas that are left out in turn (none: all).
         base: the architecture and the fields that take it to the first row.
         knobs: which knobs are solved again for every row, so that rows have equal FLOPs and parameters.
     """
@@ -158,6 +159,7 @@ class Chain:
     kind: Literal["cumulative", "sweep", "leave-one-out"]
     base: Step
     steps: tuple[Step, ...]
+    only: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ("width", "size")
     source: str = ""
 
@@ -233,6 +235,11 @@ def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
 
 def load_chains() -> dict[str, Chain]:
     data = read_yaml(CONFIGS / "ablations.yaml")
+    for name, chain in data.items():
+        if "of" in chain:  # the base and steps of another chain
+            strict.check_keys({chain["of"]: None}, data, f"ablations.yaml: {name}.of")
+            data[name] = {key: data[chain["of"]][key] for key in ("base", "steps")} | chain
+            data[name].pop("of")
     chains = {name: strict.build(Chain, chain, f"ablations.yaml: {name}") for name, chain in data.items()}
     for name, chain in chains.items():
         ids = [chain.base.id, *(step.id for step in chain.steps)]

@@ -242,10 +242,11 @@ def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
             arms.append((step, [chain.base, *chain.steps[: i + 1]]))
         elif chain.kind == "sweep":
             arms.append((step, [chain.base, step]))
-        else:
-            arms.append((step, [chain.base, *(s for s in chain.steps if s is not step)]))
+        elif step.id in (chain.only or step.id):
+            without = dataclasses.replace(step, id=f"no-{step.id}", label=step.label.replace("+", "without ", 1), paper={})
+            arms.append((without, [chain.base, *(s for s in chain.steps if s is not step)]))
     if chain.kind == "leave-one-out":
-        complete = Step(id="complete", label="complete")
+        complete = Step(id="complete", label=f"complete {chain.base.arch}")
         arms[0] = (complete, [chain.base, *chain.steps])
     return arms
 

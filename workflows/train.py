@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from evals import schema
 from kernels.allocator import keep_memory
 from models import arch_module
 from workflows import checkpoint, errors, health
 from workflows.errors import UserError
-from workflows.optim import Optimizers
+from workflows.optim import Optimizers, clip_gradients
 from workflows.provenance import machine, training_source
 from workflows.resolve import RunConfig, load_run
 from workflows.shards import Shards, load_shards
@@ -181,7 +181,7 @@ class Trainer:
         self.model.train()
         self.model.refresh()
         loss, aux = self.gradients(tokens_BT, targets_BT)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
+        norm = clip_gradients(self.model, self.cfg.grad_clip)
         values = (loss.item(), aux.item(), norm.item(), lr)
         if not math.isfinite(sum(values)):
             good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "none was saved yet"
