@@ -21,6 +21,9 @@ def run(main: Callable[[], int | None]) -> None:
         code = _say(f"error: {error}", 2)
     except KeyboardInterrupt:
         code = _say("interrupted: stopped before the end; run the same command again to go on", 130)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        sys.stdout = None
+        code = 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
