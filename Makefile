@@ -23,7 +23,7 @@ env: .venv/.installed
 	touch $@
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 smoke:
 	$(MAKE) all PRESET=smoke

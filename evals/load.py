@@ -12,7 +12,7 @@ from evals.memory_tasks import BioS
 from workflows.checkpoint import read_tensors
 from workflows.corpus import SOURCES, fetch
 from workflows.errors import UserError
-from workflows.resolve import load_run
+from workflows.runs import load_run
 from workflows.shards import Shards, load_shards
 
 

@@ -108,8 +108,7 @@ def pairs(d: int) -> dict[str, dict[str, tuple[nn.Module, Callable[[Tensor], Ten
         ),
     }
     found = {
-        name: {"ours": (ours, first(ours))}
-        | {peer_name: (module, lambda x, m=module: output(m(x)))}
+        name: {"ours": (ours, first(ours))} | {peer_name: (module, lambda x, m=module: output(m(x)))}
         for name, (ours, theirs) in layers.items()
         for peer_name, module in theirs.items()
     }

@@ -23,10 +23,11 @@ from evals import schema
 from kernels.allocator import keep_memory
 from models.match import match
 from workflows import errors
+from workflows.matched import match_rule, prototype, recipe
 from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import load_preset
 from workflows.provenance import device_name
-from workflows.resolve import RunConfig, match_rule, prototype, recipe
+from workflows.runs import RunConfig
 
 WIDTHS = (64, 128, 256)
 ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
@@ -163,9 +164,7 @@ def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: i
                 "device": device,
             }
         )
-        print(
-            f"{d_model:5d} {threads} {impl:10s} {arch:12s} {precision}  {p50:8.1f} ms  {rows[-1]['ratio']:.2f}x {versus}"
-        )
+        print(f"{d_model:5d} {threads} {impl:10s} {arch:12s} {precision}  {p50:8.1f} ms  {rows[-1]['ratio']:.2f}x {versus}")
     return rows
 
 

@@ -121,7 +121,8 @@ def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
     out[t, g, slice k] = sum over picks of group g of weight[t, pick, k] * values[row, slice k], C cut into h slices.
     values_NC: (N, C); row_TM: (T, M) int64 in 0..N-1; weight_TMh: (T, M, h); group_TM: (T, M) int64 in 0..n_groups-1.
     Returns (T, n_groups, C) in the table's dtype, summed in float32 or wider. Gradient: values (dense), weight.
-    Raises ValueError for shapes that do not fit, IndexError for a row or group out of range.
+    Raises ValueError for shapes that do not fit, and on a CPU IndexError for a row or group out of
+    range; on CUDA the check would wait for the device, and is left to the caller.
     """
     _require(row_TM.dim() == 2, "weighted_lookup: row must be (T, M)")
     _require(weight_TMh.dim() == 3 and weight_TMh.shape[:2] == row_TM.shape, "weighted_lookup: weight must be (T, M, cores)")
@@ -137,7 +138,8 @@ def row_dot(table_NP, row_TM, x_TP):
 
     table_NP: (N, P); row_TM: (T, M) int64 in 0..N-1; x_TP: (T, P). Returns (T, M) in the wider of the two dtypes,
     summed in float32 or wider. Gradient: table (dense), x.
-    Raises ValueError for shapes that do not fit, IndexError for a row out of range.
+    Raises ValueError for shapes that do not fit, and on a CPU IndexError for a row out of range (see
+    `weighted_lookup`).
     """
     _require(
         row_TM.dim() == 2 and x_TP.shape == (row_TM.shape[0], table_NP.shape[1]),
@@ -151,7 +153,7 @@ def grouped_mm(x_SD, weight_EDF, counts_E):
 
     x_SD: (S, D), rows sorted by expert; weight_EDF: (E, D, F); counts_E: (E,) int64 rows per expert, on x's device,
     zero allowed. Returns (S, F) in x's dtype. Takes part in autocast as torch.mm does. Gradient: x, weight (dense).
-    Raises ValueError for shapes or dtypes that do not fit, or counts that do not add up to S.
+    Raises ValueError for shapes or dtypes that do not fit, and on a CPU for counts that do not add up to S.
     """
     kind = x_SD.device.type
     if torch.is_autocast_enabled(kind):

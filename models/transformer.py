@@ -177,9 +177,7 @@ class Transformer(nn.Module):
         placed = cfg.arch.memories(cfg.d_model, cfg.n_layers)
         for read_at, write_at, _ in placed:
             if not 0 <= read_at <= write_at < cfg.n_layers:
-                raise ValueError(
-                    f"placement {read_at}:{write_at} must satisfy 0 <= read <= write < n_layers = {cfg.n_layers}"
-                )
+                raise ValueError(f"placement {read_at}:{write_at} must satisfy 0 <= read <= write < n_layers = {cfg.n_layers}")
         self.memories = nn.ModuleList(memory.module for memory in placed)
         self.placement = [(memory.read_at, memory.write_at) for memory in placed]
         cos_TK, sin_TK = rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta)

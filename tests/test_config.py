@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import pytest
 import yaml
 
-from workflows import presets, resolve, strict
+from models.match import flops, params
+from workflows import ablate, matched, presets, resolve, runs, strict
 from workflows.errors import UserError
 from workflows.presets import Chain, Step, load_chains, load_preset
 
@@ -68,7 +69,7 @@ def test_override_reaches_the_grid():
 @pytest.fixture(scope="module")
 def smoke():
     preset = load_preset("smoke")
-    return preset, resolve.match_size(preset, "xs")
+    return preset, matched.match_size(preset, "xs")
 
 
 def chain(*steps, kind="cumulative", arch="ultramem"):
@@ -76,13 +77,13 @@ def chain(*steps, kind="cumulative", arch="ultramem"):
 
 
 def arm(smoke, chain_, row):
-    preset, matched = smoke
+    preset, group = smoke
     _, deltas = presets_arms(chain_)[row]
-    return resolve.resolve_arm(preset, matched, "xs", chain_, deltas, "test")
+    return ablate.resolve_arm(preset, group, "xs", chain_, deltas, "test")
 
 
 def presets_arms(chain_):
-    return resolve.chain_arms(chain_)
+    return ablate.chain_arms(chain_)
 
 
 def test_cumulative_row_holds_all_deltas_before_it(smoke):
@@ -115,8 +116,8 @@ def test_delta_that_does_nothing_or_is_misspelt_is_refused(smoke, change, words)
 def test_rows_of_a_chain_have_equal_compute(smoke):
     _, base, _ = arm(smoke, chain(), 0)
     _, wider, _ = arm(smoke, chain(Step(id="a", label="a", set={"d_value": 24, "expansion": 1})), 1)
-    assert resolve.flops(wider) == pytest.approx(resolve.flops(base), rel=0.01)
-    assert resolve.params(wider) == pytest.approx(resolve.params(base), rel=0.02)
+    assert flops(wider) == pytest.approx(flops(base), rel=0.01)
+    assert params(wider) == pytest.approx(params(base), rel=0.02)
 
 
 def test_relative_values_fit_every_size(smoke):
@@ -128,22 +129,22 @@ def test_relative_values_fit_every_size(smoke):
 def test_sparsity_is_a_delta_like_any_other(smoke):
     _, base, _ = arm(smoke, chain(), 0)
     _, sparser, _ = arm(smoke, chain(Step(id="a", label="a", set={"match.sparse_ratio": 8.0})), 1)
-    assert resolve.params(sparser) == pytest.approx(2 * resolve.params(base), rel=0.03)
+    assert params(sparser) == pytest.approx(2 * params(base), rel=0.03)
 
 
 def test_equal_runs_are_one_run(tmp_path):
     preset = replace(load_preset("smoke"), chain_size="xs")
     same = Chain(title="", kind="sweep", base=Step(id="base", label="as in the grid", arch="ultramem"), steps=())
-    plan, runs = resolve.resolve(preset, {"same": same}, tmp_path)
+    plan, found = resolve.resolve(preset, {"same": same}, tmp_path)
     assert [row["run"] for row in plan["arms"]] == ["ultramem-xs-s0"]
-    assert [run for run in runs if not run.startswith("tuning.")] == plan["grid"]
+    assert [run for run in found if not run.startswith("tuning.")] == plan["grid"]
 
 
 def test_config_round_trips(tmp_path):
     plan = resolve.write_grid("smoke", {}, tmp_path)
     for run in plan["grid"]:
         folder = tmp_path / "smoke" / "runs" / run
-        loaded = resolve.load_run(folder)
+        loaded = runs.load_run(folder)
         assert loaded.as_dict() == yaml.safe_load((folder / "config.yaml").read_text())
         assert loaded.sha == plan["runs"][run]["sha"]
     assert json.loads((tmp_path / "smoke" / "grid.json").read_text())["grid"] == plan["grid"]

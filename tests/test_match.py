@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.match import MatchError, flops, gate, match, nearest, params, spread
-from workflows import resolve
+from workflows import matched as matching
 from workflows.presets import load_preset
 
 SIZES = ("xs", "s", "m")
@@ -15,7 +15,7 @@ SIZES = ("xs", "s", "m")
 @pytest.fixture(scope="module")
 def matched():
     preset = load_preset("cpu")
-    return {size: resolve.match_size(preset, size) for size in SIZES}
+    return {size: matching.match_size(preset, size) for size in SIZES}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -68,7 +68,7 @@ def test_nearest_is_nearest():
 
 def test_impossible_match_says_why():
     preset = load_preset("cpu")
-    models = {"ultramem": resolve.prototype(preset, "ultramem", "xs")}
-    rule = replace(resolve.match_rule(preset), max_memory_share=0.01)
+    models = {"ultramem": matching.prototype(preset, "ultramem", "xs")}
+    rule = replace(matching.match_rule(preset), max_memory_share=0.01)
     with pytest.raises(MatchError, match=r"retrieval takes .* even with d_key 4"):
         match(models, rule)

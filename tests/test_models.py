@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.moe import MoE, MoEConfig
 from models.transformer import ModelConfig, Transformer
-from workflows import resolve
+from workflows import matched
 from workflows.presets import load_preset
 
 ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
@@ -16,7 +16,7 @@ ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, ModelConfig]:
-    return resolve.match_size(load_preset("smoke"), "xs").models
+    return matched.match_size(load_preset("smoke"), "xs").models
 
 
 def build(cfg: ModelConfig, seed: int = 0) -> Transformer:

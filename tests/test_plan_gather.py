@@ -6,7 +6,7 @@ import pytest
 from synthetic import row
 
 from evals import schema
-from workflows import gather, plan, resolve
+from workflows import gather, plan, resolve, runs
 from workflows.errors import UserError
 
 
@@ -61,22 +61,22 @@ def test_nothing_to_gather_is_one_sentence(results):
 
 
 def test_prediction_is_flops_over_the_measured_rate(results, monkeypatch):
-    runs = {name: resolve.load_run(results / "runs" / name) for name in ("dense-xs-s0", "ultramem-xs-s0")}
+    named = {name: runs.load_run(results / "runs" / name) for name in ("dense-xs-s0", "ultramem-xs-s0")}
     monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
-    rows = {r["run"]: r for r in plan.predict(runs)}
-    for name, run in runs.items():
+    rows = {r["run"]: r for r in plan.predict(named)}
+    for name, run in named.items():
         assert rows[name]["predicted_core_s"] == pytest.approx(run.train.steps * 0.5)
         assert rows[name]["calibrated_on"] == name
         assert rows[name]["predicted_disk_mb"] > 16 * run.model.cost().params / 2**20 - 1e-6
 
 
 def test_models_too_large_for_here_are_planned_by_a_stand_in(results, monkeypatch):
-    runs = {"dense-xs-s0": resolve.load_run(results / "runs" / "dense-xs-s0")}
+    named = {"dense-xs-s0": runs.load_run(results / "runs" / "dense-xs-s0")}
     monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
     monkeypatch.setattr(plan, "LARGEST_CALIBRATION", -1)
-    (one,) = plan.predict(runs)
+    (one,) = plan.predict(named)
     assert one["calibrated_on"].startswith("dense-m")
 
 
 def test_a_step_is_really_timed(results):
-    assert 0 < plan.step_seconds(resolve.load_run(results / "runs" / "dense-xs-s0"), steps=1) < 60
+    assert 0 < plan.step_seconds(runs.load_run(results / "runs" / "dense-xs-s0"), steps=1) < 60

@@ -27,9 +27,7 @@ from workflows.prepare import DataConfig
 from workflows.shards import load_shards
 
 ROOT = Path(__file__).parent.parent
-PASSAGE = (
-    "the old lighthouse keeper rowed across the bay each morning to trade salted fish for fresh bread and lamp oil"
-)
+PASSAGE = "the old lighthouse keeper rowed across the bay each morning to trade salted fish for fresh bread and lamp oil"
 QUESTION = "Tell me which of these small Moons turns around its distant planet in"
 OPTION = "less than one single day"
 EDGE = "Ask me which of these small moons turns around its distant planet in LESS; nobody knew"  # 12 words and 1
@@ -248,9 +246,7 @@ def test_facts_follow_their_document(index, folders):
     assert facts
     assert not {fact["subject"] for fact in shards.facts("test")} & set(facts)
     for subject, fact in facts.items():
-        opening = (
-            f"{subject}: {fact['answer']}\n" if fact["source"] == "wiki_lead" else f"{subject}, n.\n{fact['answer']}"
-        )
+        opening = f"{subject}: {fact['answer']}\n" if fact["source"] == "wiki_lead" else f"{subject}, n.\n{fact['answer']}"
         assert any(text.startswith(opening) for text in train), subject
         assert fact["group"] == {"wiki_lead": "Arts", "gcide": "n."}[fact["source"]]
 

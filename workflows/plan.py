@@ -20,7 +20,8 @@ from workflows.errors import UserError
 from workflows.optim import Optimizers
 from workflows.presets import load_preset
 from workflows.provenance import device_name
-from workflows.resolve import RunConfig, load_run, resolve
+from workflows.resolve import resolve
+from workflows.runs import RunConfig, load_run
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
 

@@ -61,18 +61,14 @@ class DataConfig:
             raise UserError(f"unknown corpus {self.corpus!r}: choose one of {', '.join(corpora)}")
         allowed = list(SOURCES["pypi"]) if self.corpus == "pypi" else [self.corpus]
         if unknown := [source for source in self.sources if source not in allowed]:
-            raise UserError(
-                f"unknown source {unknown[0]!r} of corpus {self.corpus!r}: choose from {', '.join(allowed)}"
-            )
+            raise UserError(f"unknown source {unknown[0]!r} of corpus {self.corpus!r}: choose from {', '.join(allowed)}")
         if len(set(self.sources)) < len(self.sources):
             raise UserError("sources: each may be named once")
         object.__setattr__(self, "sources", tuple(self.sources) or tuple(allowed))
         for name, low, high in [("vocab_size", 257, 2**16), ("limit_bytes", 0, None), ("ngram", 2, None)]:
             value = getattr(self, name)
             if not isinstance(value, int) or value < low or (high and value > high):
-                raise UserError(
-                    f"{name} is {value!r}: give a whole number from {low}{f' to {high}' if high else ' up'}"
-                )
+                raise UserError(f"{name} is {value!r}: give a whole number from {low}{f' to {high}' if high else ' up'}")
         if self.corpus != "pypi" and not self.limit_bytes:
             raise UserError(f"corpus {self.corpus!r} is streamed: say with limit_bytes how much training text to take")
 
@@ -146,9 +142,7 @@ def _build(cfg: DataConfig, folder: Path, cache: Path, load_dataset: Callable | 
             with (folder / f"{split}.bin").open("wb") as file:
                 for source in cfg.sources:
                     if not train_tokens or not heldout[split][source]:
-                        raise UserError(
-                            f"no {split} text of {source} within limit_bytes={cfg.limit_bytes}: raise the limit"
-                        )
+                        raise UserError(f"no {split} text of {source} within limit_bytes={cfg.limit_bytes}: raise the limit")
                     stop = start + _append(file, _encode(tokenizer, heldout[split][source], split, ledger))
                     segments[split][source], start = [start, stop], stop
                     _write_facts(facts, heldout[split][source], split)

@@ -74,12 +74,19 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One backbone. `archs` overrides fields of single architectures at this size (placements depend on depth)."""
+    """One backbone.
+
+    Args:
+        lr_scale: of every architecture's learning rate, which is tuned at one size; 1/width is muP's rule for Adam.
+        train: fields of `Train` at this size.
+        archs: fields of single architectures at this size (placements depend on depth).
+    """
 
     d_model: int
     n_layers: int
     n_heads: int
     n_kv_heads: int | None = None
+    lr_scale: float = 1.0
     train: dict[str, Any] = field(default_factory=dict)
     archs: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -95,7 +95,7 @@ def cpu_name() -> str:
 
 
 def device_name(device: str) -> str:
-    """"CPU: <model>" or "CUDA: <model>", the label of every measured number."""
+    """ "CPU: <model>" or "CUDA: <model>", the label of every measured number."""
     if device.startswith("cuda"):
         import torch
 

@@ -51,9 +51,7 @@ def load_shards(path: Path) -> Shards:
         counts = {s: sum(source["tokens"][s] for source in meta["sources"].values()) for s in ("train", *HELDOUT)}
         segments = {split: meta["segments"][split] for split in HELDOUT}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is no prepared corpus: make it with python -m workflows.prepare --out {path}"
-        ) from None
+        raise UserError(f"{path} is no prepared corpus: make it with python -m workflows.prepare --out {path}") from None
     tokens = {}
     for split, count in counts.items():
         shard = path / f"{split}.bin"

@@ -30,7 +30,7 @@ from workflows import checkpoint, errors, health
 from workflows.errors import UserError
 from workflows.optim import Optimizers, clip_gradients
 from workflows.provenance import machine, training_source
-from workflows.resolve import RunConfig, load_run
+from workflows.runs import RunConfig, load_run
 from workflows.shards import Shards, load_shards
 
 

@@ -1,0 +1,95 @@
+"""Rows of ablation chains and tuning settings as models and recipes: deltas in turn, then the knobs solved again."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from models.match import MatchRule, solve_sizes
+from models.transformer import ModelConfig
+from workflows import strict
+from workflows.errors import UserError
+from workflows.matched import Matched, recipe, width_share
+from workflows.presets import Chain, Preset, Step, Train, merge
+from workflows.runs import build_arch, plain
+
+RELATIVE = re.compile(r"x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?")
+
+
+def relative(value: Any, field: str, now: Any, model: ModelConfig, grid: dict[str, ModelConfig], arch: str) -> Any:
+    """What a delta's value means in this model, so that one chain serves all sizes.
+
+    "d_model/2" is a share of the width, "x2" twice the present value, "grid" what the preset's own model of this
+    architecture has, "grid:ultramem" what that architecture's has.
+    """
+    found = RELATIVE.fullmatch(value) if isinstance(value, str) else None
+    if not found:
+        return width_share(value, model.d_model)
+    if found["times"]:
+        return type(now)(float(found["times"]) * now)
+    return plain(grid[found["arch"] or arch].arch).get(field)
+
+
+def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, Any], where: str, grid=None, arch=""):
+    """`changes` laid on architecture, `train.` or `match.` fields."""
+    parts = {"arch": plain(model.arch), "train": plain(train), "match": plain(rule)}
+    for key, value in changes.items():
+        part, _, name = key.rpartition(".")
+        fields = parts.get(part or "arch")
+        if fields is None:
+            raise UserError(f"{where}: {key!r}: a delta sets fields of the architecture, or of train. or match.")
+        strict.check_keys({name: value}, fields, f"{where} ({part or model.arch.name})")
+        value = relative(value, name, fields[name], model, grid or {}, arch)
+        fields[name] = value
+    return (
+        dataclasses.replace(model, arch=build_arch(parts["arch"], where)),
+        strict.build(Train, parts["train"], where),
+        strict.build(MatchRule, parts["match"], where),
+    )
+
+
+def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dict[str, Any]) -> tuple[ModelConfig, Train]:
+    """The matched model and the preset's recipe with one tuning setting on them, whatever `recipes` says."""
+    where = f"tuning.yaml: {arch}"
+    own = {key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}
+    fields = {key: value for key, value in setting.items() if not key.startswith("train.")}
+    known = plain(model.arch)
+    strict.check_keys(fields, known, where)
+    train = strict.build(Train, merge(merge(preset.train, preset.sizes[size].train), own), where)
+    return dataclasses.replace(model, arch=build_arch(known | fields, where)), train
+
+
+def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
+    """Each row of a chain with the deltas, base first, that make it."""
+    arms = [(chain.base, [chain.base])]
+    for i, step in enumerate(chain.steps):
+        if chain.kind == "cumulative":
+            arms.append((step, [chain.base, *chain.steps[: i + 1]]))
+        elif chain.kind == "sweep":
+            arms.append((step, [chain.base, step]))
+        elif step.id in (chain.only or step.id):
+            without = dataclasses.replace(step, id=f"no-{step.id}", label=step.label.replace("+", "without ", 1), paper={})
+            arms.append((without, [chain.base, *(s for s in chain.steps if s is not step)]))
+    if chain.kind == "leave-one-out":
+        complete = Step(id="complete", label=f"complete {chain.base.arch}")
+        arms[0] = (complete, [chain.base, *chain.steps])
+    return arms
+
+
+def resolve_arm(preset: Preset, group: Matched, size: str, chain: Chain, deltas: list[Step], where: str):
+    """(architecture name, model, recipe) of one row: deltas in turn, then the chain's knobs solved again."""
+    arch = deltas[0].arch
+    model, train, rule = group.models[arch], recipe(preset, arch, size), group.rule
+    for i, step in enumerate(deltas):
+        if i and step.arch:
+            arch, model, train = step.arch, group.models[step.arch], recipe(preset, step.arch, size)
+        before = (model, train, rule)
+        model, train, rule = apply(*before, step.set, f"{where}, step {step.id}", group.models, arch)
+        if i and not step.arch and (model, train, rule) == before:
+            raise UserError(f"{where}, step {step.id}: {step.set} is the case already, so this delta changes nothing")
+    keep = {knob for knob in ("width_knob", "size_knob") if knob.split("_")[0] not in chain.knobs}
+    target_params = group.params * rule.sparse_ratio / group.rule.sparse_ratio
+    solved = solve_sizes(model, group.flops * rule.flops_ratio / group.rule.flops_ratio, target_params)
+    kept = {getattr(model.arch, knob): getattr(model.arch, getattr(model.arch, knob)) for knob in keep}
+    return arch, dataclasses.replace(solved, arch=dataclasses.replace(solved.arch, **kept)) if kept else solved, train

@@ -1,0 +1,116 @@
+"""The models of a preset at one size, matched in compute, with the recipe that trains each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from models import arch_config
+from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense, params
+from models.transformer import ModelConfig
+from workflows import strict
+from workflows.errors import UserError
+from workflows.presets import Preset, Train, merge
+from workflows.runs import build_model
+
+ARCH_KNOBS = ("width_knob", "size_knob", "share_knob")
+WIDTH_SHARE = re.compile(r"d_model ?/ ?(\d+)")
+
+
+def width_share(value: Any, d_model: int) -> Any:
+    """A field that is given as a share of the width ("d_model/2"), in numbers; anything else as it is."""
+    found = WIDTH_SHARE.fullmatch(value) if isinstance(value, str) else None
+    return d_model // int(found[1]) if found else value
+
+
+def prototype(preset: Preset, arch: str, size: str) -> ModelConfig:
+    """The model before its knobs are solved: knobs that the preset leaves out start anywhere."""
+    shape = preset.sizes[size]
+    fields = merge(merge(preset.archs[arch], preset.recipes.get(arch, {}).get("arch", {})), shape.archs.get(arch, {}))
+    fields = {key: width_share(value, shape.d_model) for key, value in fields.items()}
+    where = f"preset {preset.name}: archs.{arch}"
+    try:
+        cls = arch_config(fields.get("name"))
+    except ValueError as error:
+        raise UserError(f"{where}.name: {error}") from error
+    knobs = {getattr(cls, knob) for knob in ARCH_KNOBS} - {None}
+    start = {knob: 64 for knob in knobs if knob not in fields}
+    train = recipe(preset, arch, size)
+    backbone = {
+        "vocab_size": preset.data["vocab_size"],
+        "seq_len": train.seq_len,
+        **{k: getattr(shape, k) for k in ("d_model", "n_layers", "n_heads", "n_kv_heads")},
+    }
+    return build_model(backbone | {"arch": start | fields}, where)
+
+
+def recipe(preset: Preset, arch: str, size: str) -> Train:
+    """How an architecture is trained at a size: the preset's recipe, its own tuned one on it, the size's on both."""
+    own = {k: v for k, v in preset.recipes.get(arch, {}).items() if k != "arch"}
+    data = merge(merge(preset.train, own), preset.sizes[size].train)
+    train = strict.build(Train, data, f"preset {preset.name}: train of {arch} at {size}")
+    return dataclasses.replace(train, lr=train.lr * preset.sizes[size].lr_scale)
+
+
+@dataclass
+class Matched:
+    """One size: its solved models and the level they were solved for."""
+
+    models: dict[str, ModelConfig]
+    rule: MatchRule
+
+    @property
+    def flops(self) -> float:
+        return sum(flops(m) for m in self.models.values()) / len(self.models)
+
+    @property
+    def params(self) -> float:
+        sparse = [params(m) for m in self.models.values() if m.arch.size_knob]
+        return sum(sparse) / len(sparse) if sparse else self.rule.sparse_ratio * self.flops / 2
+
+
+def match_rule(preset: Preset) -> MatchRule:
+    return strict.build(MatchRule, preset.match, f"preset {preset.name}: match")
+
+
+def match_size(preset: Preset, size: str) -> Matched:
+    rule = match_rule(preset)
+    try:
+        models = match({arch: prototype(preset, arch, size) for arch in preset.archs}, rule)
+        gate(models, rule)
+    except MatchError as error:
+        raise UserError(f"preset {preset.name}, size {size}: {error}") from error
+    return Matched(models, rule)
+
+
+def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, Any]]:
+    """Rows of `matched_compute.csv`: every matched model, and the paper's narrower dense one as a comparator."""
+    rows = []
+    for size, group in matched.items():
+        models = {name: (model, "matched") for name, model in group.models.items()}
+        if "dense" in group.models:
+            dense = group.models["dense"]
+            narrow = dataclasses.replace(dense.arch, d_ff=narrow_dense(dense))
+            models["dense_narrow"] = (dataclasses.replace(dense, arch=narrow), "comparator")
+        for name, (model, role) in models.items():
+            cost, sparse = model.cost().without("embedding"), bool(model.arch.size_knob)
+            knobs = ("d_ff", "d_expert", "n_experts", "top_k", "n_keys", "d_key", "d_value")
+            rows.append(
+                {"preset": preset.name, "size": size, "arch": name, "role": role}
+                | {knob: getattr(model.arch, knob, None) for knob in knobs}
+                | {
+                    "params": cost.params,
+                    "active_params": cost.active_params,
+                    "sparse_params": cost.sparse_params,
+                    "flops_per_token": cost.flops,
+                    "flops_mismatch": cost.flops / group.flops - 1,
+                    "params_mismatch": cost.params / group.params - 1 if sparse else None,
+                    "memory_share": cost.memory_share,
+                    "bytes_b1": round(cost.bytes(1, 2)),
+                    "bytes_b64": round(cost.bytes(64, 2)),
+                    "trained": name in preset.grid.archs and size in preset.grid.sizes,
+                }
+            )
+    return rows
