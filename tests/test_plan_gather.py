@@ -34,6 +34,7 @@ def test_only_runs_of_this_config_are_gathered(results, capsys):
     assert cost[cost.target == "grid"].core_seconds.sum() == 20.0
     assert set(cost.flops) == {3 * 7.0 * 100}
     assert len(schema.read(results / "matched_compute.csv", "matched_compute")) == 7
+    assert schema.read(results / "arms.csv", "arms").empty  # their bases are trained, none of their rows
 
 
 def test_one_chain_alone(results, tmp_path):

@@ -73,6 +73,8 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
 def gather(results: Path, out: Path, chain: str | None = None) -> int:
     """Writes every table of `results` to `out`, of all finished runs or of one chain's; returns how many runs it took.
 
+    A chain has its rows in `arms.csv` once all of them are trained.
+
     Raises:
         UserError: there is no grid, or no finished run.
     """
@@ -90,7 +92,8 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for table in PER_RUN:
         schema.gather([results / "runs" / run / f"{table}.csv" for run in runs], table, out / f"{table}.csv")
-    schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["run"] in runs])
+    unfinished = {arm["chain"] for arm in arms if arm["run"] not in runs}
+    schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["chain"] not in unfinished])
     if tuning := tuning_rows(grid, runs, results):
         schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
