@@ -220,7 +220,9 @@ def waterfall(axes: Axes, labels: list[str], losses: list[float], runs: list[str
         bar.set_url(_url(run))
         axes.plot([before, before], [place - 0.31, place + 1], color=MUTED, linewidth=0.7)
     axes.annotate(f"{losses[-1]:.3f}", (max(losses[-2:]), places[-1]), (4, 0), **AFTER)
-    axes.annotate(f"{losses[0]:.3f}", (losses[0], places[0]), (-7, 0), **AFTER, ha="right")
+    room_left = losses[0] > (min(losses) + max(losses)) / 2
+    offset, side = ((-7, 0), "right") if room_left else ((7, 0), "left")
+    axes.annotate(f"{losses[0]:.3f}", (losses[0], places[0]), offset, **AFTER, ha=side)
     axes.use_sticky_edges = False
     axes.margins(x=0.1)
     _rows(axes, places, labels, title, "validation loss (nats/token)")
