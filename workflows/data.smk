@@ -1,5 +1,6 @@
 # Text to tokens. The folder is keyed by its config, so presets with the same data share it.
 
+
 def data_flags():
     flags = []
     for key, value in GRID["data_config"].items():
@@ -11,10 +12,10 @@ def data_flags():
 rule prepare:
     output:
         directory(GRID["data"]),
+    priority: 100
     params:
         flags=data_flags(),
         source=fingerprint("workflows.prepare"),
-    priority: 100
     shell:
         "exec {PYTHON} -m workflows.prepare {params.flags} --out {output} --cache results/data/wheels"
 

@@ -4,9 +4,9 @@
 rule plan:
     output:
         f"{RESULTS}/plan.csv",
+    threads: workflow.cores
     params:
         source=fingerprint("workflows.plan"),
-    threads: workflow.cores
     shell:
         "exec {PYTHON} -m workflows.plan {RESULTS}"
 
@@ -14,8 +14,8 @@ rule plan:
 rule speed:
     output:
         f"{RESULTS}/speed.csv",
+    threads: workflow.cores
     params:
         source=fingerprint("evals.training_speed"),
-    threads: workflow.cores
     shell:
         "exec {PYTHON} -m evals.training_speed --out {output}"

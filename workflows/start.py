@@ -22,21 +22,9 @@ def snakemake(*args: str) -> int:
 def main() -> int:
     with lock(Path(".snakemake/start")):
         if any(Path(".snakemake/locks").glob("*")):
-            snakemake("--unlock", "--cores", "1", "--quiet", "all", *config_of(sys.argv[1:]))
+            print("removing the lock of a workflow that was killed", file=sys.stderr)
+            snakemake(*sys.argv[1:], "--unlock")
         return snakemake(*sys.argv[1:])
-
-
-def config_of(args: list[str]) -> list[str]:
-    """The --config part of snakemake's arguments."""
-    if "--config" not in args:
-        return []
-    rest = args[args.index("--config") + 1 :]
-    values = []
-    for word in rest:
-        if word.startswith("-") or "=" not in word:
-            break
-        values.append(word)
-    return ["--config", *values]
 
 
 if __name__ == "__main__":

@@ -9,15 +9,24 @@ def runs_of(size):
 
 
 def cost_of(size):
-    return max(GRID["runs"][run]["flops_per_token"] * GRID["runs"][run]["tokens"] for run in runs_of(size))
+    return max(
+        GRID["runs"][run]["flops_per_token"] * GRID["runs"][run]["tokens"]
+        for run in runs_of(size)
+    )
 
 
 def launcher(size):
     workers = max(GRID["runs"][run]["workers"] for run in runs_of(size))
-    return "workflows.train" if workers == 1 else f"torch.distributed.run --standalone --nproc-per-node {workers} -m workflows.train"
+    return (
+        "workflows.train"
+        if workers == 1
+        else f"torch.distributed.run --standalone --nproc-per-node {workers} -m workflows.train"
+    )
 
 
-for size_rank, size_name in enumerate(sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)):
+for size_rank, size_name in enumerate(
+    sorted({entry["size"] for entry in GRID["runs"].values()}, key=cost_of)
+):
 
     rule:
         name:
@@ -30,22 +39,17 @@ for size_rank, size_name in enumerate(sorted({entry["size"] for entry in GRID["r
             weights=RESULTS + "/runs/{run}/model.safetensors",
         wildcard_constraints:
             run="|".join(map(re.escape, runs_of(size_name))),
+        priority: size_rank
+        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size_name))
+        resources:
+            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size_name)),
         params:
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
             launcher=launcher(size_name),
-        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size_name))
-        resources:
-            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size_name)),
-        priority: size_rank
         shell:
             "exec {PYTHON} -m {params.launcher} {params.folder} --patience 60"
-
-
-def finished():
-    """Runs whose results are on disk and still those of this grid, whoever asked for them."""
-    return [run for run in GRID["runs"] if Path(RESULTS, "runs", run, "runs.csv").exists()]
 
 
 def tables_of(runs):
@@ -53,8 +57,19 @@ def tables_of(runs):
 
 
 DEFAULT_RUNS = list(
-    dict.fromkeys(GRID["grid"] + [arm["run"] for arm in GRID["arms"] if arm["chain"] in GRID["chains"]])
+    dict.fromkeys(
+        GRID["grid"]
+        + [arm["run"] for arm in GRID["arms"] if arm["chain"] in GRID["chains"]]
+    )
 )
+
+
+# Finished runs of other targets belong into the tables too: when there are new ones, gather runs again.
+OTHERS_FINISHED = [
+    run
+    for run in GRID["runs"]
+    if run not in DEFAULT_RUNS and Path(RESULTS, "runs", run, "runs.csv").exists()
+]
 
 
 rule gather:
@@ -62,15 +77,20 @@ rule gather:
         tables_of(DEFAULT_RUNS),
         rules.data_card.output,
     output:
-        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms", "cost")],
+        [
+            f"{RESULTS}/{table}.csv"
+            for table in (*RUN_TABLES, "matched_compute", "arms", "cost")
+        ],
     params:
-        finished=finished(),
+        finished=OTHERS_FINISHED,
         source=fingerprint("workflows.gather"),
     shell:
         "exec {PYTHON} -m workflows.gather {RESULTS}"
 
 
-PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {"tuning": ("tuning", "tuning")}
+PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {
+    "tuning": ("tuning", "tuning")
+}
 
 # Loop variables become globals of snakemake itself, so they have names that it does not use.
 for part_target, (part_chain, part_rows) in PARTS.items():
@@ -79,7 +99,11 @@ for part_target, (part_chain, part_rows) in PARTS.items():
         name:
             part_target
         input:
-            tables_of(row["run"] for row in GRID[part_rows] if row.get("chain", "tuning") == part_chain),
+            tables_of(
+                row["run"]
+                for row in GRID[part_rows]
+                if row.get("chain", "tuning") == part_chain
+            ),
             rules.data_card.output,
         output:
             tables=directory(f"{RESULTS}/{part_target}"),
