@@ -31,8 +31,16 @@ def relative(value: Any, field: str, now: Any, model: ModelConfig, grid: dict[st
     return plain(grid[found["arch"] or arch].arch).get(field)
 
 
-def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, Any], where: str, grid=None, arch=""):
-    """`changes` laid on architecture, `train.` or `match.` fields."""
+def apply(
+    model: ModelConfig,
+    train: Train,
+    rule: MatchRule,
+    changes: dict[str, Any],
+    where: str,
+    grid: dict[str, ModelConfig],
+    arch: str,
+) -> tuple[ModelConfig, Train, MatchRule]:
+    """`changes` laid on architecture, `train.` or `match.` fields; `grid` and `arch` serve relative values."""
     parts = {"arch": plain(model.arch), "train": plain(train), "match": plain(rule)}
     for key, value in changes.items():
         part, _, name = key.rpartition(".")
@@ -40,8 +48,7 @@ def apply(model: ModelConfig, train: Train, rule: MatchRule, changes: dict[str, 
         if fields is None:
             raise UserError(f"{where}: {key!r}: a delta sets fields of the architecture, or of train. or match.")
         strict.check_keys({name: value}, fields, f"{where} ({part or model.arch.name})")
-        value = relative(value, name, fields[name], model, grid or {}, arch)
-        fields[name] = value
+        fields[name] = relative(value, name, fields[name], model, grid, arch)
     return (
         dataclasses.replace(model, arch=build_arch(parts["arch"], where)),
         strict.build(Train, parts["train"], where),
@@ -68,7 +75,7 @@ def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
             arms.append((step, [chain.base, *chain.steps[: i + 1]]))
         elif chain.kind == "sweep":
             arms.append((step, [chain.base, step]))
-        elif step.id in (chain.only or step.id):
+        elif not chain.only or step.id in chain.only:
             without = dataclasses.replace(step, id=f"no-{step.id}", label=step.label.replace("+", "without ", 1), paper={})
             arms.append((without, [chain.base, *(s for s in chain.steps if s is not step)]))
     if chain.kind == "leave-one-out":

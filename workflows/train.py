@@ -99,7 +99,7 @@ class Trainer:
         self.optimizers = Optimizers(self.model, run.train)
         self.rows: list[dict] = []
         self.health: list[dict] = []
-        self.step, self.elapsed, self.resumed, self.speeds = 0, 0.0, 0, []
+        self.step, self.elapsed, self.resumed = 0, 0.0, 0
         self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     @property
@@ -115,7 +115,6 @@ class Trainer:
         note = checkpoint.restore(self.checkpoint, self.model, self.optimizers, self.device, self.identity())
         self.step, self.elapsed, self.resumed = note["step"], note["elapsed"], note["resumed"] + 1
         self.rows, self.health, self.started = note["rows"], note["health"], note["started"]
-        self.speeds = note["speeds"]
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have been made by to be continued."""
@@ -132,7 +131,6 @@ class Trainer:
             "rows": self.rows,
             "health": self.health,
             "started": self.started,
-            "speeds": self.speeds,
             "identity": self.identity(),
         }
         checkpoint.save(self.checkpoint, self.model, self.optimizers, note)
@@ -152,7 +150,6 @@ class Trainer:
             speed, clock = cfg.batch_size * cfg.seq_len / (now - clock), now
             self.elapsed += cfg.batch_size * cfg.seq_len / speed
             self.step += 1
-            self.speeds = ([*self.speeds, speed])[-1000:]
             self.log("train", "", loss, aux, lr, norm, speed)
             if self.rank == 0 and (now - said > 5 or self.step == steps):
                 said = now
@@ -284,7 +281,8 @@ class Trainer:
             for name in self.shards.validation
         }
         total = sum(sources[name]["bytes"]["train"] for name in bits)
-        tail = [row["loss"] for row in self.rows if row["split"] == "train"]
+        steps = [row for row in self.rows if row["split"] == "train"]
+        tail = [row["loss"] for row in steps]
         identity = self.identity()
         return {
             "run": run.run,
@@ -304,7 +302,7 @@ class Trainer:
             "train_loss": statistics.fmean(tail[-max(1, len(tail) // 10) :]),
             "val_loss": validation["all"],
             "val_bpb": sum(bits[name] * sources[name]["bytes"]["train"] / total for name in bits),
-            "tokens_per_s": statistics.median(self.speeds),
+            "tokens_per_s": statistics.median(row["tokens_per_s"] for row in steps),
             "core_seconds": self.elapsed * self.workers * (self.cfg.threads if self.device == "cpu" else 1),
             "wall_s": self.elapsed,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
