@@ -1,4 +1,4 @@
-# make          environment, default preset, report
+# make          environment, default preset, report, comparison with results/reference
 # make test     environment, tests
 # make smoke    six tiny models and their report, about two minutes
 PYTHON ?= python3
@@ -12,6 +12,10 @@ export TOKENIZERS_PARALLELISM := false
 all: env
 	$(BIN)/python -m workflows.start --cores $(CORES) --config preset=$(PRESET)
 	@echo "report: reports/$(PRESET).html"
+	@if [ "$(PRESET)" = cpu ]; then \
+	    echo "this run against results/reference; in full: results/cpu/compare/compare.html"; \
+	    $(BIN)/python -m evals.compare results/cpu results/reference --out results/cpu/compare || true; \
+	fi
 
 env: .venv/.installed
 

@@ -1,7 +1,9 @@
 # snakemake --cores all                                  the default preset, to reports/cpu.html
 # snakemake --cores all --config preset=smoke            another preset
 # snakemake --cores all ablation_ultramem_v2             one ablation; see workflows/configs/ablations.yaml
+# snakemake --cores all latency                          one stage: access evaluate latency modelled claims speed peers
 # snakemake plan --cores 1 --config preset=paper         hours and disk, before anything runs
+import json
 import os
 import re
 import shlex
@@ -16,7 +18,7 @@ os.environ["PYTHONPATH"] = workflow.basedir
 
 from workflows.errors import UserError
 from workflows.grid import load_grid
-from workflows.provenance import fingerprint
+from workflows.provenance import fingerprint, sha
 
 try:
     GRID = load_grid(config, Path("results"))

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from evals import schema
@@ -220,14 +221,12 @@ def judge(ledger: Ledger, results: Results) -> list[dict]:
 def _big_enough(needed: dict[str, float], claim: Claim, results: Results) -> None:
     if not any(needed.values()):
         return
-    runs = results.runs
-    enough = (runs.active_params >= needed["active_params"]) & (runs.tokens.fillna(0) >= needed["tokens"])
-    if not enough.any():
-        raise NotTested(
-            f"needs {needed['active_params']:.2g} activated parameters and {needed['tokens']:.2g} tokens; the largest "
-            f"run here has {runs.active_params.max():.2g} and {float(runs.tokens.fillna(0).max()):.2g}"
-            + (f"; {claim.why}" if claim.why else "")
-        )
+    runs = results.runs[["active_params", "tokens"]].fillna(0)
+    if not (runs >= pd.Series(needed)).all(axis=1).any():
+        words = {"active_params": "activated parameters", "tokens": "tokens"}
+        asked = " and ".join(f"{needed[name]:.2g} {word}" for name, word in words.items() if needed[name])
+        found = " and ".join(f"{runs[name].max():.2g} {word}" for name, word in words.items() if needed[name])
+        raise NotTested(f"needs {asked}; the largest run here has {found}" + (f"; {claim.why}" if claim.why else ""))
 
 
 def _row(claim: Claim, evidence: Evidence | None, verdict: Verdict, results: Results) -> dict:
@@ -244,7 +243,8 @@ def _row(claim: Claim, evidence: Evidence | None, verdict: Verdict, results: Res
         "reason": verdict.reason,
     }
     if evidence:
-        row |= {"value": evidence.value, "n": evidence.n, "scale": results.scale(evidence.runs)}
+        row |= {"value": evidence.value, "n": evidence.n, "runs": " ".join(dict.fromkeys(evidence.runs))}
+        row["scale"] = evidence.scale or results.scale(evidence.runs)
         row |= {"ci_low": evidence.low, "ci_high": evidence.high} if evidence.bounded else {}
     return row
 

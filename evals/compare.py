@@ -8,12 +8,15 @@ Rows are matched by their key, and each column is held to the rule of its kind:
     tight        losses and health, same hardware (device, threads, precision, torch): TIGHT relative
     statistical  losses, other hardware: paired by seed, the interval of the difference includes 0, or it is below
                  SMALL; with one seed, below ONE_SEED
+    counted      what trained models ask for, and what a GPU's counter says: COUNTED relative
     items        scores: TIGHT or one item, same hardware; 2.6 standard errors, other hardware
     ratio        times: never milliseconds, but each architecture's time over that of the yardstick measured beside it
                  (the dense model, or the first architecture); within a factor of RATIO, and only on one device
 
-Wall times, versions and dates are not compared; neither are verdicts, which follow from what is compared, but a changed
-one is listed as a note. Exit status: 0 agree, 1 differ, 2 a folder that cannot be used.
+Wall times, versions and dates are not compared; neither are verdicts, which follow from what is compared, nor the speed
+of a machine, which is not a result, but a changed verdict and a speed beyond RATIO are listed as notes.
+
+Exit status: 0 agree, 1 differ, 2 a folder that cannot be used.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from workflows.errors import UserError, run
 TIGHT = 1e-3
 SMALL = 5e-3
 ONE_SEED = 0.05
+COUNTED = 0.1
 RATIO = 1.5
 ITEM_ERRORS = 2.6
 HARDWARE = ("device", "threads", "precision", "torch")
@@ -46,13 +50,14 @@ KEYS = {
     "health": ["run", "step", "layer", "metric"],
     "tuning": ["arch", "setting", "run"],
     "evals": ["run", "task", "metric", "n_shot"],
-    "access": ["run", "arch", "layer", "batch", "routing", "kind"],
+    "access": ["run", "arch", "size", "part", "kv", "context", "dtype", "layer", "batch", "routing", "kind", "device"],
     "latency": [
         "run",
         "arch",
         "size",
         "phase",
         "part",
+        "variant",
         "batch",
         "context",
         "kv",
@@ -61,8 +66,12 @@ KEYS = {
         "threads",
         "kind",
     ],
+    "machine": ["device", "dtype", "threads", "quantity", "rows"],
     "claims": ["id"],
 }
+# Modelled rows of a table that its stage writes beside the measured ones.
+BESIDE = {"latency": "latency_modelled"}
+ON_DEVICE = ("latency", "access", "machine")
 EXACT = {
     "runs": "arch size seed d_model n_layers params active_params sparse_params flops_per_token tokens steps precision"
     " status config_sha data_sha seed_data seed_init seed_rest",
@@ -100,7 +109,6 @@ def compare(folder_a: Path, folder_b: Path) -> list[Finding]:
     """Every comparison of two results folders; UserError if one cannot be used."""
     a, b = (_read(folder) for folder in (folder_a, folder_b))
     same = _same_hardware(a["runs"], b["runs"])
-    devices = [set(tables["latency"].device) if "latency" in tables else set() for tables in (a, b)]
     findings = []
     for table in KEYS:
         if table not in a and table not in b:
@@ -109,9 +117,10 @@ def compare(folder_a: Path, folder_b: Path) -> list[Finding]:
             findings.append(_absent(table, "", table in a))
             continue
         rows_a, rows_b = (_keyed(tables[table], table) for tables in (a, b))
+        devices = set(a[table].device) & set(b[table].device) if table in ON_DEVICE else set()
         for key in sorted(rows_a.keys() ^ rows_b.keys()):
             row = rows_a.get(key) or rows_b[key]
-            elsewhere = table == "latency" and row["device"] not in devices[0] & devices[1]
+            elsewhere = table in ON_DEVICE and row["device"] not in devices
             findings.append(_absent(table, _text(key), key in rows_a, elsewhere))
         shared = sorted(rows_a.keys() & rows_b.keys())
         for key in shared:
@@ -127,7 +136,11 @@ def _read(folder: Path) -> dict[str, pd.DataFrame]:
         raise UserError(f"{folder} is not a folder of results: give two folders such as results/cpu")
     if not (folder / "runs.csv").exists():
         raise UserError(f"{folder} holds no runs.csv, so it is no results folder: give one such as results/cpu")
-    found = {table: schema.read(folder / f"{table}.csv", table) for table in KEYS if (folder / f"{table}.csv").exists()}
+    found = {}
+    for table in KEYS:
+        paths = [folder / f"{name}.csv" for name in (table, BESIDE.get(table)) if name]
+        if frames := [schema.read(path, table) for path in paths if path.exists()]:
+            found[table] = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     if found["runs"].empty:
         raise UserError(f"{folder / 'runs.csv'} holds no run: train something first")
     for table, frame in found.items():
@@ -157,8 +170,17 @@ def _same_hardware(a: pd.DataFrame, b: pd.DataFrame) -> set[str]:
 
 def _row(table: str, key: tuple[str, ...], a: dict, b: dict, same: set[str]) -> Iterator[Finding]:
     name = _text(key)
+    by_formula = table != "access" or a["kind"].startswith("declared")
     for column in EXACT.get(table, "").split():
-        yield _finding(table, name, column, a[column], b[column], "exact", _equal(a[column], b[column]))
+        if by_formula:
+            yield _finding(table, name, column, a[column], b[column], "exact", _equal(a[column], b[column]))
+        else:
+            yield _finding(table, name, column, a[column], b[column], "counted", _near(a[column], b[column], COUNTED))
+    if table == "latency":
+        column = "bytes_counted"
+        yield _finding(table, name, column, a[column], b[column], "counted", _near(a[column], b[column], COUNTED))
+    if table == "machine" and not _near(a["value"], b["value"], 1 - 1 / RATIO):
+        yield Finding(table, name, "value", _text(a["value"]), _text(b["value"]), "speed of the machine", "note")
     if a.get("run") in same:
         for column in LOSSES.get(table, ()):
             yield _finding(table, name, column, a[column], b[column], "tight", _near(a[column], b[column]))
@@ -213,8 +235,9 @@ def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, s
     point = ["size", "phase", "part", "batch", "context", "kv", "dtype", "threads", "kind", "device"]
     times = {}
     for _, group in frame.groupby(point, dropna=False, sort=False):
-        dense = group[group.arch == "dense"]
-        yardstick = (dense if len(dense) else group.sort_values(["arch", "sparse_ratio"])).iloc[0]
+        plain = group[group.variant == "plain"] if (group.variant == "plain").any() else group
+        dense = plain[plain.arch == "dense"]
+        yardstick = (dense if len(dense) else plain.sort_values(["arch", "sparse_ratio"])).iloc[0]
         for row in group.drop(index=yardstick.name).to_dict("records"):
             times[_key(row, "latency")] = (row["p50_ms"] / yardstick["p50_ms"], row["device"], row["kind"])
     return times
@@ -235,8 +258,8 @@ def _equal(a, b) -> bool:
     return bool((pd.isna(a) and pd.isna(b)) or (not pd.isna(a) and not pd.isna(b) and a == b))
 
 
-def _near(a, b) -> bool:
-    return _equal(a, b) or (not pd.isna(a) and not pd.isna(b) and abs(a - b) <= TIGHT * max(abs(a), abs(b)))
+def _near(a, b, tolerance: float = TIGHT) -> bool:
+    return _equal(a, b) or (not pd.isna(a) and not pd.isna(b) and abs(a - b) <= tolerance * max(abs(a), abs(b)))
 
 
 def _text(value) -> str:

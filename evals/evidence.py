@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from evals import access, roofline, schema, stats
 from workflows.errors import UserError
 
 REFERENCE = Path(__file__).with_name("reference")
+SCORES = ("acc", "len_norm")  # a task has one of them
+CACHED = 6.4e7  # bytes: a step that reads less is no test of memory access
 
 
 class NotTested(Exception):
@@ -36,6 +38,7 @@ class Evidence:
             "points" (a fit), "counted" (exact) or "modelled" (exact, but of a model of the hardware).
         n: pairs, items, timings or points behind the value.
         runs: the runs it came from.
+        scale: what it speaks of, where that is not the runs' own scale.
     """
 
     value: float
@@ -45,6 +48,7 @@ class Evidence:
     kind: str = "seeds"
     note: str = ""
     runs: tuple[str, ...] = ()
+    scale: str = ""
 
     @property
     def bounded(self) -> bool:
@@ -63,13 +67,15 @@ class Results:
         self.table = cache(self._table)
 
     def _table(self, name: str) -> pd.DataFrame:
-        path = self.folder / f"{name}.csv"
-        if not path.exists():
-            raise NotTested(f"{path.name} was not made here")
-        return schema.read(path, name)
+        """One frame of all files of a table: measured and modelled latencies stand in two."""
+        stems = (name, "latency_modelled") if name == "latency" else (name,)
+        paths = [path for stem in stems if (path := self.folder / f"{stem}.csv").exists()]
+        if not paths:
+            raise NotTested(f"{name}.csv was not made here")
+        return pd.concat([schema.read(path, name) for path in paths], ignore_index=True)
 
     def grid(self, arch: str, size: str) -> pd.DataFrame:
-        """Runs of the main grid by seed. `size` is a name, or smallest or largest."""
+        """Runs of the main grid by seed. `size` is a name in any case, or smallest or largest."""
         runs = self.runs
         plain = runs[runs.run == runs.arch + "-" + runs["size"] + "-s" + runs.seed.astype(str)]
         plain = plain[plain.arch == arch]
@@ -78,7 +84,7 @@ class Results:
         if size in ("smallest", "largest"):
             order = plain.groupby("size").d_model.first().sort_values(kind="stable").index
             size = order[0] if size == "smallest" else order[-1]
-        found = plain[plain["size"] == size]
+        found = plain[plain["size"].str.lower() == size.lower()]
         if found.empty:
             raise NotTested(f"no finished {arch} run of size {size}")
         return found.set_index("seed", drop=False)
@@ -163,9 +169,11 @@ def contrast(results: Results, chain: str, weights: dict[str, float], column: st
 
 
 @metric
-def best_arm(results: Results, chain: str, settings: dict[str, float]) -> Evidence:
-    """The setting with the lowest loss; its interval spans the settings that are not clearly worse."""
-    losses = {name: _losses(results.arm(chain, name)) for name in settings}
+def best_arm(results: Results, chain: str, arms: list[str], column: str, factor: float = 1.0) -> Evidence:
+    """What the arm with the lowest loss has in `column` of its runs; the interval spans arms that are not clearly worse."""
+    runs = {name: results.arm(chain, name) for name in arms}
+    settings = {name: factor * float(found[column].mean()) for name, found in runs.items()}
+    losses = {name: _losses(found) for name, found in runs.items()}
     means = {name: np.mean(list(values.values())) for name, values in losses.items()}
     best = min(means, key=means.get)
     close = []
@@ -173,11 +181,12 @@ def best_arm(results: Results, chain: str, settings: dict[str, float]) -> Eviden
         gap = stats.difference(values, losses[best])
         if not gap.bounded or gap.low <= 0:
             close.append(settings[name])
-    runs = [run for name in settings for run in results.arm(chain, name).run]
     n = min(len(values) for values in losses.values())
     if n < 2:
         close = list(settings.values())
-    return Evidence(settings[best], min(close), max(close), n, "seeds", "interval: settings not clearly worse", (*runs,))
+    tried = ", ".join(f"{value:.3g}" for value in sorted(settings.values()))
+    note = f"tried {tried}; interval: settings not clearly worse"
+    return Evidence(settings[best], min(close), max(close), n, "seeds", note, tuple(r for f in runs.values() for r in f.run))
 
 
 def _law(results: Results, chain: str, arch: str, x: str) -> tuple[stats.Fit, tuple[str, ...]]:
@@ -268,8 +277,8 @@ def health_growth(results: Results, chain: str, arm: str, name: str) -> Evidence
 
 
 @metric
-def score_gap(results: Results, of: str, against: str, tasks: list[str], score: str = "acc", size: str = "largest") -> Evidence:
-    """Mean score over tasks of one architecture minus another's, in points; over seeds, or over items for one seed.
+def score_gap(results: Results, of: str, against: str, tasks: list[str], size: str = "largest") -> Evidence:
+    """Mean accuracy over tasks of one architecture minus another's, in points; over seeds, or over items for one seed.
 
     A task with a `*` is the mean over all that match.
     """
@@ -279,7 +288,7 @@ def score_gap(results: Results, of: str, against: str, tasks: list[str], score: 
     for runs in (left, right):
         scores = {}
         for seed, run_id in runs.run.items():
-            rows = table[(table.run == run_id) & (table.metric == score)]
+            rows = table[(table.run == run_id) & table.metric.isin(SCORES)]
             rows = [rows[rows.task.map(lambda name, task=task: fnmatch(name, task))] for task in tasks]
             if any(part.empty for part in rows):
                 continue
@@ -288,7 +297,7 @@ def score_gap(results: Results, of: str, against: str, tasks: list[str], score: 
             error = max(error, 100 * math.sqrt(variance))
             items = int(sum(part.n.sum() for part in rows))
         if not scores:
-            raise NotTested(f"evals.csv has no {score} of {', '.join(tasks)} for {runs.arch.iloc[0]}")
+            raise NotTested(f"evals.csv has no accuracy of {', '.join(tasks)} for {runs.arch.iloc[0]}")
         sides.append(scores)
     gap = stats.difference(*sides)
     run_ids = (*left.run, *right.run)
@@ -304,7 +313,7 @@ def score_gap(results: Results, of: str, against: str, tasks: list[str], score: 
 def _timings(results: Results, part: str, kv: str | None) -> pd.DataFrame:
     """Measured decode rows of one device, size, cache and dtype: a GPU's if there is one, the largest size."""
     rows = results.table("latency")
-    rows = rows[(rows.kind == "measured") & (rows.phase == "decode") & (rows.part == part)]
+    rows = rows[(rows.kind == "measured") & (rows.phase == "decode") & (rows.part == part) & (rows.variant == "plain")]
     if kv is not None:
         rows = rows[rows.kv == kv]
     if rows.empty:
@@ -313,23 +322,41 @@ def _timings(results: Results, part: str, kv: str | None) -> pd.DataFrame:
     keys = ["gpu", "bytes_declared", "points"]
     groups = rows.groupby(["device", "size", "kv", "dtype", "context", "threads"], dropna=False)
     best = groups[keys].agg({"gpu": "max", "bytes_declared": "max", "points": "sum"}).sort_values(keys, kind="stable")
+    if (most := best.bytes_declared.iloc[-1]) < CACHED:
+        raise NotTested(f"the models that were timed read at most {most / 1e6:.3g} MB a step, which a cache holds")
     return groups.get_group(best.index[-1])
 
 
-def _by_batch(rows: pd.DataFrame, arch: str) -> pd.DataFrame:
-    """One row per batch for an architecture, at the sparse ratio measured at most batches."""
+def _fair(rows: pd.DataFrame, arch: str) -> tuple[pd.DataFrame, str]:
+    """The rows that may be compared, and what was withheld: a mixture of experts that is far from its own roofline."""
+    if not arch.startswith("moe"):
+        return rows, ""
+    near = rows.p50_ms <= stats.OWN_ROOFLINE * rows.predicted_ms
+    over = f"{arch} takes over {stats.OWN_ROOFLINE:g} times its own roofline, or has none"
+    if not near.any():
+        raise NotTested(f"withheld: {over}")
+    batches = ", ".join(f"{batch}" for batch in sorted(set(rows.batch[~near])))
+    return rows[near], f"batches {batches} withheld, where {over}" if batches else ""
+
+
+def _by_batch(rows: pd.DataFrame, arch: str) -> tuple[pd.DataFrame, str]:
+    """One fair row per batch for an architecture, at the sparse ratio measured at most batches; what was withheld."""
     rows = rows[rows.arch == arch]
     if rows.empty:
         raise NotTested(f"latency.csv has no measured decode step of {arch} beside the others")
     ratio = rows.groupby("sparse_ratio").batch.nunique().idxmax()
-    return rows[rows.sparse_ratio == ratio].drop_duplicates("batch").set_index("batch")
+    rows, withheld = _fair(rows[rows.sparse_ratio == ratio].drop_duplicates("batch"), arch)
+    return rows.set_index("batch"), withheld
 
 
-def _time_ratio(left: pd.Series, right: pd.Series, note: str) -> Evidence:
+def _time_ratio(left: pd.Series, right: pd.Series, *notes: str) -> Evidence:
     low, high = (left.p20_ms / right.p80_ms, left.p80_ms / right.p20_ms)
     n = None if pd.isna(left.n_iters) else int(left.n_iters)
     runs = tuple(name for name in (left.run, right.run) if name)
-    return Evidence(left.p50_ms / right.p50_ms, low, high, n, "timings", f"{note}; {left.device}, {left.dtype}", runs)
+    threads = "" if pd.isna(left.threads) else f", {left.threads:g} thread(s)"
+    what = "whole model" if left.part == "model" else "feed-forward and memory alone"
+    scale = f"size {left['size']}, {what}, {left['dtype']}{threads}, {left.device}"
+    return Evidence(left.p50_ms / right.p50_ms, low, high, n, "timings", "; ".join(filter(None, notes)), runs, scale)
 
 
 @metric
@@ -344,20 +371,22 @@ def latency_ratio(
 ) -> Evidence:
     """Measured decode time over another's: the largest or smallest ratio over the batches, with its spread."""
     rows = _timings(results, part, kv)
-    left, right = _by_batch(rows, of), _by_batch(rows, against)
+    (left, left_withheld), (right, right_withheld) = _by_batch(rows, of), _by_batch(rows, against)
+    withheld = left_withheld or right_withheld
     shared = [b for b in left.index.intersection(right.index) if batches is None or batches[0] <= b <= batches[-1]]
     if not shared:
-        raise NotTested(f"{of} and {against} were not measured at a shared batch")
+        raise NotTested(f"{of} and {against} were not measured at a shared batch" + (f"; {withheld}" if withheld else ""))
     ratio = (left.p50_ms / right.p50_ms)[shared]
     batch = ratio.idxmax() if pick == "max" else ratio.idxmin()
-    return _time_ratio(left.loc[batch], right.loc[batch], f"{pick} over batches {shared[0]} to {shared[-1]}, at {batch}")
+    where = f"{pick} over batches {shared[0]} to {shared[-1]}, at {batch}"
+    return _time_ratio(left.loc[batch], right.loc[batch], where, withheld)
 
 
 @metric
-def latency_growth(results: Results, arch: str, batch: int = 512, against: str = "") -> Evidence:
+def latency_growth(results: Results, arch: str, batch: int = 512, against: str = "", part: str = "ffn") -> Evidence:
     """Measured decode time at the largest sparse ratio over that at the smallest, at the measured batch nearest
     `batch`; divided by the growth of `against` if one is named."""
-    rows = _timings(results, "model", None)
+    rows = _timings(results, part, None)
     ends = []
     for name in (arch, *([against] if against else [])):
         mine = rows[rows.arch == name]
@@ -366,21 +395,24 @@ def latency_growth(results: Results, arch: str, batch: int = 512, against: str =
         if not len(varied):
             raise NotTested(f"latency of {name} was not measured at two sparse ratios")
         near = min(varied, key=lambda b: abs(math.log(b / batch)))
-        mine = mine[mine.batch == near].sort_values("sparse_ratio")
+        mine, withheld = _fair(mine[mine.batch == near].sort_values("sparse_ratio"), name)
+        if len(mine) < 2:
+            raise NotTested(withheld)
         note = f"batch {near}, sparse ratio {mine.sparse_ratio.iloc[0]:g} to {mine.sparse_ratio.iloc[-1]:g}"
-        ends.append(_time_ratio(mine.iloc[-1], mine.iloc[0], note))
+        ends.append(_time_ratio(mine.iloc[-1], mine.iloc[0], note, withheld))
     if not against:
         return ends[0]
     left, right = ends
     value, low, high = left.value / right.value, left.low / right.high, left.high / right.low
-    return Evidence(value, low, high, left.n, "timings", left.note, left.runs + right.runs)
+    return replace(left, value=value, low=low, high=high, runs=left.runs + right.runs)
 
 
 @metric
-def bytes_ratio(results: Results, of: str, against: str, batch: int = 64) -> Evidence:
-    """Weight bytes that a decoding step reads over another architecture's: counted if it was, else declared."""
+def bytes_ratio(results: Results, of: str, against: str, batch: int = 64, part: str = "ffn", kv: str = "none") -> Evidence:
+    """Bytes that a decoding step reads over another architecture's: counted if it was, else declared."""
     rows = results.table("access")
     rows = rows[rows.layer.isna() & (rows.batch == batch) & rows.routing.isin(["trained", "uniform"])]
+    rows = rows[(rows.part == part) & (rows.kv == kv)]
     runs = [results.grid(arch, "largest").run for arch in (of, against)]
     for kind in ("counted", "declared-expected"):
         left, right = (rows[(rows.kind == kind) & rows.run.isin(mine)] for mine in runs)
@@ -390,8 +422,8 @@ def bytes_ratio(results: Results, of: str, against: str, batch: int = 64) -> Evi
     raise NotTested(f"access.csv has no bytes of {of} and {against} at batch {batch}")
 
 
-def _exact(value: float, kind: str, note: str = "", runs: tuple[str, ...] = ()) -> Evidence:
-    return Evidence(float(value), float(value), float(value), None, kind, note, runs)
+def _exact(value: float, kind: str, note: str = "", runs: tuple[str, ...] = (), scale: str = "") -> Evidence:
+    return Evidence(float(value), float(value), float(value), None, kind, note, runs, scale)
 
 
 @metric
@@ -401,13 +433,13 @@ def figure_1c_error(results: Results) -> Evidence:
     labels = table[table.metric == "bytes_ratio"].value.astype(float)
     ours = access.figure_1c()
     note = "ours " + ", ".join(f"{x:.2f}" for x in ours)
-    return _exact(max(abs(a - b) for a, b in zip(ours, labels, strict=True)), "counted", note)
+    return _exact(max(abs(a - b) for a, b in zip(ours, labels, strict=True)), "counted", note, scale="P1 1.6B")
 
 
 @metric
 def figure_1c_ratio(results: Results, batch: int, routing: str = "uniform") -> Evidence:
     """MoE over UltraMem 1.6B in weights read at one batch, counted as figure 1c counts."""
-    return _exact(access.figure_1c((batch,), routing=routing)[0], "counted", f"{routing} routing, P1's 1.6B")
+    return _exact(access.figure_1c((batch,), routing=routing)[0], "counted", f"{routing} routing", scale="P1 1.6B")
 
 
 @metric
@@ -415,7 +447,7 @@ def rows_share(results: Results, size: str, batch: int) -> Evidence:
     """Share of the rows of an UltraMem of P1 that one step reads, expected under uniform routing."""
     cost = access.p1("ultramem", size).slots.only("table")
     share = sum(p.rows_read(batch) for p in cost.parts) / sum(p.rows for p in cost.parts)
-    return _exact(share, "counted", f"P1 {size}, batch {batch}")
+    return _exact(share, "counted", f"batch {batch}", scale=f"P1 {size}")
 
 
 @metric
@@ -436,7 +468,7 @@ def modelled_ratio(
         left, right = (roofline.decode(access.p1(arch, size), devices[device], launches, batch, kv) for arch in (of, against))
         ratios[batch] = left.seconds / right.seconds
     batch = (max if pick == "max" else min)(ratios, key=ratios.get)
-    return _exact(ratios[batch], "modelled", f"{device}, P1 {size}, cache {kv}, at batch {batch}")
+    return _exact(ratios[batch], "modelled", f"cache {kv}, at batch {batch}", scale=f"{device} modelled, P1 {size}")
 
 
 @metric
@@ -444,7 +476,7 @@ def modelled_bytes_share(results: Results, arch: str, batch: int, device: str = 
     """Share of a modelled step's time in parts that bytes, not FLOPs, decide."""
     devices, launches = roofline.load()
     step = roofline.decode(access.p1(arch, "1.6B"), devices[device], launches, batch, kv)
-    return _exact(step.bytes_bound_share, "modelled", f"{device}, P1 1.6B, cache {kv}, batch {batch}")
+    return _exact(step.bytes_bound_share, "modelled", f"cache {kv}, batch {batch}", scale=f"{device} modelled, P1 1.6B")
 
 
 @metric

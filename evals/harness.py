@@ -2,7 +2,7 @@
 
 `ModelLM` is the adapter between lm-eval 0.4.13 and a Transformer; `evaluate` runs the tasks of evals/tasks, which read
 everything from files that `workflows.prepare` fetched, and returns rows of the table `evals` (evals/schema.py).
-`--online` runs lm-eval's own versions of the papers' tasks instead and needs the internet.
+`--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the internet.
 
 B rows, T time, S scored positions, D d_model, V vocabulary.
 """
@@ -45,11 +45,13 @@ SUITES = {
     "memory": (*MEMORY_TASKS, "bios"),
     "facts": ("corpus_facts",),
 }
-ONLINE = (
-    *("arc_challenge", "arc_easy", "commonsense_qa", "hellaswag", "mmlu_continuation", "openbookqa", "piqa", "sciq"),
-    *("winogrande", "social_iqa", "boolq", "lambada_openai", "triviaqa", "nq_open", "drop", "agieval_en"),
-    *("bbh_cot_fewshot", "gpqa_main_zeroshot"),
-)
+ONLINE = {
+    "papers": (
+        *("arc_challenge", "arc_easy", "commonsense_qa", "hellaswag", "mmlu_continuation", "openbookqa", "piqa", "sciq"),
+        *("winogrande", "social_iqa", "boolq", "lambada_openai", "triviaqa", "nq_open", "drop", "agieval_en"),
+        *("bbh_cot_fewshot", "gpqa_main_zeroshot"),
+    )
+}
 BLOCK = 16
 ACCURACIES = ("acc", "len_norm", "acc_norm")
 
@@ -66,20 +68,14 @@ class Row(NamedTuple):
         return min(length - len(targets) for length, targets, _ in self.wanted)
 
 
-def _rows(state, rows: Tensor):
-    """Rows of every tensor of a layer's decode state."""
-    if isinstance(state, Tensor):
-        return state[rows]
-    return tuple(_rows(part, rows) for part in state) if isinstance(state, (tuple, list)) else state
-
-
 class ModelLM(LM):
     """A Transformer and its tokenizer as an lm-eval model, scored in float32 whatever the weights are.
 
     Prompts longer than the model's `seq_len` lose their left end; a continuation is always scored wholly.
 
     Args:
-        model: has `hidden(tokens_BT, cache) -> (hidden_BTD, aux)`, `head_weight` (V, D) and `cfg`, as a Transformer.
+        model: has `hidden(tokens_BT, cache) -> (hidden_BTD, aux)`, `decode_state`, `head_weight` (V, D) and `cfg`, as a
+            Transformer.
         tokenizer: a `tokenizers.Tokenizer` with `<|endoftext|>`, the prefix of an empty context.
         batch_tokens: padded tokens in one forward pass.
     """
@@ -189,10 +185,10 @@ class ModelLM(LM):
         if not shared:
             return self.model.hidden(self._padded(inputs))[0]
         heads = {head: number for number, head in enumerate(dict.fromkeys(tokens[:shared] for tokens in inputs))}
-        cache: dict = {}
+        cache = self.model.decode_state(len(heads), shared)
         self.model.hidden(self._padded(list(heads)), cache)
         rows = torch.tensor([heads[tokens[:shared]] for tokens in inputs], device=self.device)
-        cache = {module: _rows(state, rows) for module, state in cache.items()}
+        cache = cache.take(rows, max(map(len, inputs)))
         return self.model.hidden(self._padded([tokens[shared:] for tokens in inputs]), cache)[0]
 
     def _padded(self, rows: list) -> Tensor:
@@ -383,7 +379,7 @@ def _bits_per_parameter(lm: ModelLM, rows: list[dict], bios: BioS) -> list[dict]
 
 
 def evaluate_online(lm: ModelLM, tasks: Iterable[str], limit: int | None = None) -> list[dict]:
-    """Rows of lm-eval's own tasks, by its names and with its metrics.
+    """Rows of lm-eval's own tasks, by its names and with its metrics. `tasks` are such names, or keys of `ONLINE`.
 
     Raises:
         UserError: a task is unknown or its data cannot be fetched.
@@ -393,7 +389,7 @@ def evaluate_online(lm: ModelLM, tasks: Iterable[str], limit: int | None = None)
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager, loaded = TaskManager(), {"tasks": {}, "groups": {}, "group_map": {}}
-    for name in tasks:
+    for name in [name for task in tasks for name in ONLINE.get(task, (task,))]:
         try:
             for kind, found in manager.load([name]).items():
                 loaded[kind].update(found)
@@ -445,16 +441,25 @@ def refuse_foreign_kernels() -> None:
     )
 
 
+def limited(task: str, limit: int) -> tuple[str, int | None]:
+    """The name and the number of items (None: all) in "NAME" or "NAME:ITEMS"."""
+    name, colon, items = task.partition(":")
+    if colon and not items.isdecimal():
+        raise UserError(f"--tasks {task!r}: the limit after the colon is no whole number")
+    return name, int(items or limit) or None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    suites = ", ".join(["perplexity", *SUITES])
-    parser.add_argument("--tasks", nargs="+", help=f"task names or suites: {suites} (default: all suites)")
-    parser.add_argument("--limit", type=int, help="items of each task (default: all of them)")
-    parser.add_argument("--perplexity-tokens", type=int, help="of each source and held-out split (default: all)")
+    suites = ["perplexity", *SUITES]
+    names = f"task names or suites, NAME:ITEMS for another limit (default: {' '.join(suites)})"
+    parser.add_argument("--tasks", nargs="*", default=suites, help=names)
+    parser.add_argument("--limit", type=int, default=0, help="items of each task (default: 0, all of them)")
+    parser.add_argument("--perplexity-tokens", type=int, default=0, help="of each source and held-out split (default: 0, all)")
+    parser.add_argument("--online", nargs="*", default=[], help=f"names of lm-eval's own tasks, or {', '.join(ONLINE)}")
     parser.add_argument("--out", type=Path, help="CSV to write (default: evals.csv in the run's folder)")
-    parser.add_argument("--online", action="store_true", help="lm-eval's own tasks; needs the internet")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     refuse_foreign_kernels()
     # The layers above: only this entry point knows how a run lies on disk.
@@ -462,13 +467,15 @@ def main() -> None:
 
     opened = open_run(args.run, args.device)
     lm = ModelLM(opened.model, opened.tokenizer, device=args.device)
+    rows = []
+    for task, limit in (limited(task, args.limit) for task in args.tasks):
+        if task == "perplexity":
+            rows += perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens)
+        else:
+            rows += evaluate(lm, [task], opened.wheel, opened.corpus, opened.bios, limit)
     if args.online:
-        rows = evaluate_online(lm, args.tasks or ONLINE, args.limit)
-    else:
-        tasks = args.tasks or ["perplexity", *SUITES]
-        rows = perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens) if "perplexity" in tasks else []
-        if tasks := [task for task in tasks if task != "perplexity"]:
-            rows += evaluate(lm, tasks, opened.wheel, opened.corpus, opened.bios, args.limit)
+        online = evaluate_online(lm, args.online, args.limit or None)
+        rows += [row | {"task": f"{row['task']} (lm-eval)"} for row in online]
     if lm.truncated:
         print(f"{args.run}: {lm.truncated} prompts lost their left end to fit into {lm.seq_len} tokens", file=sys.stderr)
     schema.write(args.out or args.run / "evals.csv", "evals", [{"run": opened.name} | row for row in rows])

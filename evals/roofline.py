@@ -7,27 +7,29 @@ its own part. The model knows nothing of the last-level cache, of overlap betwee
 it is a statement about what bytes and FLOPs allow, not a measurement: every row it writes says `modelled`. The same
 function predicts our own models on a machine whose bandwidth, FLOPs and launch time were measured.
 
-    python -m evals.roofline [--gpus FILE] [--out FILE.csv]
+The two tricks of inference are modelled for P1's UltraMem: `folded` (evals/access.py) and `overlapped`.
+
+    python -m evals.roofline [--gpus FILE] [--out FILE.csv] [--statements FILE.csv]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from evals import schema
-from evals.access import FEED_FORWARD, KV_HEADS, P1_SIZES, Model, kv_bytes, p1, rows_read, v2
+from evals.access import CONTEXT, KV_HEADS, P1_SIZES, Model, folded, kv_bytes, p1, published, resident, rows_read, v2
 from models.cost import Part
 from workflows.errors import UserError, run
 
 GPUS = Path(__file__).with_name("gpus.yaml")
 EXPERTS = ("grouped", "loop", "all")
 BATCHES = tuple(4**i for i in range(9))
-CONTEXT = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,101 +141,74 @@ def _launches(part: Part, launches: dict[str, int]) -> int:
     raise ValueError(f"no number of launches for part {part.name!r} or role {part.role!r}: add it to gpus.yaml")
 
 
-def decode(model: Model, device: Device, launches: dict[str, int], batch: int, kv: str = "mha", **how) -> Step:
-    """A whole decoding step of a published model in bf16 with `CONTEXT` cached tokens."""
+def decode(
+    model: Model, device: Device, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model", **how
+) -> Step:
+    """A decoding step of a published model in bf16 with `CONTEXT` cached tokens; part "ffn" leaves attention out."""
+    if part == "ffn":
+        return step(model.slots.parts, device, launches, batch, **how)
     return step(model.cost(kv).parts, device, launches, batch, cache=Cache(model.d_model, model.n_layers, kv=kv), **how)
 
 
-def resident(model: Model, batch: int, kv: str) -> float:
-    """Bytes that weights (embedding included) and cache occupy in bf16."""
-    weights = 2 * (model.cost(kv).params + model.vocab_size * model.d_model)
-    return weights + kv_bytes(model.d_model, model.n_layers, batch, CONTEXT, kv, 2)
+def overlapped(
+    model: Model, device: Device, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model"
+) -> Step:
+    """The step of a memory model whose lookups run beside other work: the least time that two streams could take.
+
+    A memory layer placed i:j runs beside the feed-forward of block i and `model.shadow` = j - i whole blocks, but both
+    move bytes through one memory and compute on one set of units: together they take no less than either alone, than
+    their bytes at the bandwidth, or than their FLOPs at the peak. Where both are bound by bytes, launches alone hide.
+    """
+    memory = model.slots.only("memory", "table").parts
+    layers = sum(p.sparse for p in memory)
+    attention, ffn = model.cost(kv).only("attention").parts[0], model.slots.only("ffn").parts[0]
+    beside, cache = [ffn] * (1 + model.shadow), None
+    plain = decode(model, device, launches, batch, kv, part)
+    if part == "model":
+        beside, cache = beside + [attention] * model.shadow, Cache(model.d_model, model.shadow, kv=kv)
+    lookup = step(memory[: len(memory) // layers], device, launches, batch)
+    blocks = step(beside, device, launches, batch, cache=cache)
+    both = lookup + blocks
+    by_bytes = both.bytes / (device.bandwidth * device.bandwidth_efficiency)
+    by_flops = both.flops / (device.flops * device.flops_efficiency)
+    hidden = both.seconds - max(lookup.seconds, blocks.seconds, by_bytes, by_flops)
+    return replace(plain, seconds=plain.seconds - layers * hidden)
 
 
-def models() -> list[Model]:
-    """What is modelled: P1's three sizes, its 6.5B dense, and P2's 120B/2.5B beside an MoE of its totals."""
-    sparse = [p1(arch, size) for size in P1_SIZES if size != "6.5B" for arch in ("dense", "moe2", "ultramem")]
-    return sparse + [p1("dense", "6.5B")] + [v2(arch) for arch in ("dense", "moe8", "ultramem_v2")]
+def _folded(model: Model, *how, **named) -> Step:
+    return decode(folded(model), *how, **named)
+
+
+VARIANTS: dict[str, Callable[..., Step]] = {"plain": decode, "overlap": overlapped, "folded": _folded}
 
 
 def rows(devices: dict[str, Device], launches: dict[str, int], batches: Iterable[int] = BATCHES) -> Iterator[dict]:
     """Rows of the `latency` table, kind `modelled`: whole model with each cache, and feed-forward and memory alone."""
-    for device in devices.values():
-        for model in models():
-            slots = model.slots.only(*FEED_FORWARD).parts
-            for batch in batches:
-                for kv in KV_HEADS:
-                    yield _row(model, device, batch, "model", kv, decode(model, device, launches, batch, kv))
-                yield _row(model, device, batch, "ffn", "none", step(slots, device, launches, batch))
+    views = [("ffn", "none"), *(("model", kv) for kv in KV_HEADS)]
+    points = [(d, m, b, *view) for d in devices.values() for m in published() for b in batches for view in views]
+    for device, model, batch, part, kv in points:
+        for variant in VARIANTS if model.arch == "ultramem" else ("plain",):
+            result = VARIANTS[variant](model, device, launches, batch, kv, part=part)
+            yield {
+                "arch": model.arch,
+                "size": model.size,
+                "phase": "decode",
+                "part": part,
+                "variant": variant,
+                "batch": batch,
+                "context": CONTEXT if KV_HEADS[kv] else 0,
+                "kv": kv,
+                "sparse_ratio": float(model.sparse_ratio),
+                "dtype": "bf16",
+                "p50_ms": 1e3 * result.seconds,
+                "bytes_declared": float(result.bytes),
+                "kind": "modelled",
+                "device": device.name,
+            }
 
 
-def _row(model: Model, device: Device, batch: int, part: str, kv: str, result: Step) -> dict:
-    return {
-        "arch": model.arch,
-        "size": model.size,
-        "phase": "decode",
-        "part": part,
-        "batch": batch,
-        "context": CONTEXT if KV_HEADS[kv] else 0,
-        "kv": kv,
-        "sparse_ratio": float(model.sparse_ratio),
-        "dtype": "bf16",
-        "p50_ms": 1e3 * result.seconds,
-        "bytes_declared": float(result.bytes),
-        "kind": "modelled",
-        "device": device.name,
-    }
-
-
-def published_memory(size: str = "1.6B", gflops: float = 3.50) -> int:
-    """Dense parameters of one memory layer that P1's published FLOPs leave room for."""
-    spare = gflops * 1e9 / 2 - p1("dense", size).cost().params
-    return round(spare / P1_SIZES[size].n_memories - P1_SIZES[size].n_reads * P1_SIZES[size].d_model / 2)
-
-
-def statements(device: Device, launches: dict[str, int]) -> list[str]:
-    """The papers' and summaries' latency statements beside what the model gives for 1.6B."""
-    dense, moe, memory = (p1(arch, "1.6B") for arch in ("dense", "moe2", "ultramem"))
-    fat = p1("ultramem", "1.6B", memory_params=published_memory())
-
-    def ms(model, batch, kv="mha", **how):
-        return 1e3 * decode(model, device, launches, batch, kv, **how).seconds
-
-    slow = {how: ms(moe, 1, experts=how) for how in EXPERTS}
-    eager = 1e3 * decode(moe, replace(device, launch_s=1e-5), launches, 1, experts="loop").seconds
-    peak = {}
-    for kv in KV_HEADS:
-        ratios = {b: ms(moe, b, kv) / ms(memory, b, kv) for b in (2**i for i in range(17))}
-        best = max(ratios, key=ratios.get)
-        peak[kv] = f"{ratios[best]:.1f} at batch {best}"
-    near = [ms(memory, b) / ms(dense, b) for b in BATCHES]
-    fat_near = [ms(fat, b) / ms(dense, b) for b in BATCHES]
-    fits = max(b for b in (2**i for i in range(12)) if resident(moe, b, "mha") < device.memory)
-    share = decode(moe, device, launches, 16).bytes_bound_share
-    batch_1 = (
-        f"B1 'batch 1: UltraMem 12 ms, MoE 72 ms' (6x): modelled {ms(memory, 1):.1f} and {slow['grouped']:.1f} ms, "
-        f"{slow['grouped'] / ms(memory, 1):.2f}x; a loop over experts {slow['loop']:.1f} ms ({eager:.1f} with 10 us "
-        f"launches), reading all experts {slow['all']:.1f} ms. Bytes do not give 6x at batch 1: a top-2 MoE reads two "
-        "experts a layer."
-    )
-    speed_up = (
-        f"B2 / claim 6 '2 to 6x faster than MoE': largest ratio with full cache {peak['mha']}, with 1/8 of the "
-        f"key-value heads {peak['gqa']}, without cache {peak['none']}. 6x needs small cache traffic."
-    )
-    as_dense = (
-        f"claim 6 'UltraMem about as fast as dense': {min(near):.2f} to {max(near):.2f} times dense over all batches; "
-        f"{min(fat_near):.2f} to {max(fat_near):.2f} if a memory layer has the {published_memory() / 1e6:.0f} M dense "
-        "parameters that the published FLOPs allow."
-    )
-    bound = f"B3 'over 60 % of MoE latency is memory access': {100 * share:.0f} % of the step at batch 16 is bytes-bound."
-    capacity = (
-        f"A batch of {fits} is the largest power of two that MoE 1.6B with full cache fits in {device.memory / 1e9:.0f}"
-        " GB: the published axis to 1000 needs a smaller cache, several devices or one layer at a time."
-    )
-    return [batch_1, speed_up, as_dense, bound, capacity]
-
-
-def report(devices: dict[str, Device], launches: dict[str, int]) -> str:
+def report(devices: dict[str, Device], launches: dict[str, int], stated: Iterable[Mapping[str, str]]) -> str:
+    """The inputs, every modelled step, and the statements of `evals.statements` about them."""
     lines = ["inputs (MODELLED, nothing here was measured)"]
     for key, d in devices.items():
         lines.append(
@@ -241,7 +216,7 @@ def report(devices: dict[str, Device], launches: dict[str, int]) -> str:
             f"{d.flops_efficiency:g}, launch {1e6 * d.launch_s:g} us, {d.memory / 1e9:g} GB; {d.source}"
         )
     lines.append("  launches per part and layer: " + ", ".join(f"{k} {v}" for k, v in launches.items()))
-    for m in models():
+    for m in published():
         cost = m.cost()
         lines.append(
             f"  {m.arch} {m.size}: {m.n_layers} x {m.d_model}, {cost.params / 1e9:.2f} B stored, "
@@ -262,7 +237,9 @@ def report(devices: dict[str, Device], launches: dict[str, int]) -> str:
                         f"   moe/memory {m.seconds / u.seconds:5.2f}   memory/dense {u.seconds / d.seconds:5.2f}"
                         f"   {m.bytes / 1e9:8.1f} {u.bytes / 1e9:8.1f}   fits {fit}"
                     )
-        lines += ["", f"{key}: the statements of the papers and of summaries, 1.6B", *statements(device, launches)]
+    for row in stated:
+        was = f" ({row['published']})" if row["published"] else ""
+        lines.append(f"\n{row['device']}, {row['id']}: {row['statement']}{was}. {row['verdict']}: {row['modelled']}")
     return "\n".join(lines)
 
 
@@ -270,11 +247,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="modelled latency of a decoding step at the papers' sizes")
     parser.add_argument("--gpus", type=Path, default=GPUS, help="devices and their parameters")
     parser.add_argument("--out", type=Path, help="write the rows of the latency table here")
+    parser.add_argument("--statements", type=Path, help="write the papers' statements and what the model says of them here")
     options = parser.parse_args(arguments)
+    from evals.statements import statements
+
     devices, launches = load(options.gpus)
-    print(report(devices, launches))
+    stated = [row for device in devices.values() for row in statements(device, launches)]
+    print(report(devices, launches, stated))
     if options.out:
         schema.write(options.out, "latency", rows(devices, launches))
+    if options.statements:
+        options.statements.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(stated).to_csv(options.statements, index=False)
 
 
 if __name__ == "__main__":

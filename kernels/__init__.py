@@ -16,10 +16,22 @@ import sys
 import types
 
 import torch
+from torch.nn.functional import pad
 
 from kernels.cross_entropy import cross_entropy
 
-__all__ = ["backend", "cross_entropy", "grouped_mm", "product_topm", "row_dot", "tucker_topm", "weighted_lookup"]
+__all__ = [
+    "backend",
+    "cross_entropy",
+    "grouped_mm",
+    "key_scores",
+    "linear",
+    "product_topm",
+    "rms_norm",
+    "row_dot",
+    "tucker_topm",
+    "weighted_lookup",
+]
 
 BACKENDS = ("auto", "reference", "native", "triton")
 TRITON_FILE = {
@@ -77,6 +89,16 @@ def _serving(operation, tensor):
 def _require(condition, message):
     if not condition:
         raise ValueError(message)
+
+
+def key_scores(query_THrK, keys_HrnK):
+    """Scores of every key of one axis (P1 eq. 4): query . key per head and rank, summed in float32 or wider.
+
+    query_THrK: (T, H, r, K); keys_HrnK: (H, r, n, K), K the width that one rank scores. Both of one dtype. Returns
+    (T, H, n, r) in float32 or wider. Gradient: query, keys.
+    """
+    chosen = "native" if query_THrK.device.type == "cpu" and backend("cpu") == "native" else "reference"
+    return _function("key_scores", chosen)(query_THrK, keys_HrnK)
 
 
 def product_topm(row_THn, col_THn, m):
@@ -151,16 +173,20 @@ def row_dot(table_NP, row_TM, x_TP):
 def grouped_mm(x_SD, weight_EDF, counts_E):
     """x[rows of expert e] @ weight[e] for every expert: the matrix product of a dropless mixture of experts.
 
-    x_SD: (S, D), rows sorted by expert; weight_EDF: (E, D, F); counts_E: (E,) int64 rows per expert, on x's device,
-    zero allowed. Returns (S, F) in x's dtype. Takes part in autocast as torch.mm does. Gradient: x, weight (dense).
+    x_SD: (S, D), rows sorted by expert; weight_EDF: (E, D, F), on a CPU also a transposed (E, F, D), which is faster for
+    few rows; counts_E: (E,) int64 rows per expert, on x's device, zero allowed. Returns (S, F) in x's dtype. Takes part in
+    autocast as torch.mm does. Gradient: x, weight (dense).
     Raises ValueError for shapes or dtypes that do not fit, and on a CPU for counts that do not add up to S.
     """
     kind = x_SD.device.type
     if torch.is_autocast_enabled(kind):
-        # On a CPU, bf16 rows of odd width straddle 4-byte words, and their products are slower than float32's.
-        odd = kind == "cpu" and any(width % 2 for width in weight_EDF.shape[1:])
-        dtype = torch.float32 if odd else torch.get_autocast_dtype(kind)
+        dtype, (D, F) = torch.get_autocast_dtype(kind), weight_EDF.shape[1:]
         x_SD, weight_EDF = x_SD.to(dtype), weight_EDF.to(dtype)
+        if kind == "cpu" and (D % 2 or F % 2):
+            # bf16 rows of odd width straddle 4-byte words, which costs more than a column of zeros.
+            with torch.autocast(kind, enabled=False):
+                x_SD, weight_EDF = pad(x_SD, (0, D % 2)), pad(weight_EDF, (0, F % 2, 0, D % 2))
+                return grouped_mm(x_SD, weight_EDF, counts_E)[:, :F]
     _require(
         x_SD.dim() == 2 and weight_EDF.dim() == 3 and x_SD.shape[1] == weight_EDF.shape[1],
         f"grouped_mm: x {tuple(x_SD.shape)} and weight {tuple(weight_EDF.shape)} must be (S, D) and (E, D, F)",
@@ -168,3 +194,28 @@ def grouped_mm(x_SD, weight_EDF, counts_E):
     _require(x_SD.dtype == weight_EDF.dtype, f"grouped_mm: x is {x_SD.dtype}, weight is {weight_EDF.dtype}")
     _require(counts_E.shape == weight_EDF.shape[:1], "grouped_mm: counts must hold one number per expert")
     return _serving("grouped_mm", x_SD)(x_SD, weight_EDF, counts_E)
+
+
+def _decoding_on_cpu(x):
+    """Inference without autocast on a CPU that C++ serves."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return backend("cpu") == "native"
+
+
+def linear(x_XD, weight_FD):
+    """x W^T, as torch.nn.functional.linear has it, for a layer of a model.
+
+    On a CPU few rows without gradients or autocast, decoding that is, go to a product that streams the weights once; all
+    else is torch's. x_XD: (..., D); weight_FD: (F, D). Returns (..., F) in their common dtype. Gradient: x, weight.
+    """
+    if _decoding_on_cpu(x_XD):
+        return _function("linear", "native")(x_XD, weight_FD)
+    return torch.nn.functional.linear(x_XD, weight_FD)
+
+
+def rms_norm(x_XD, weight_D, eps):
+    """x / rms(x) * weight over the last dimension, as torch.nn.functional.rms_norm has it; one pass where `linear` is C++."""
+    if _decoding_on_cpu(x_XD):
+        return _function("rms_norm", "native")(x_XD, weight_D, eps)
+    return torch.nn.functional.rms_norm(x_XD, x_XD.shape[-1:], weight_D, eps)

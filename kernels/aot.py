@@ -139,7 +139,7 @@ def cases():
 
     unaligned = lookups(bf16, 1024, 1, 1)[:1]
     yield from named("control: unaligned", unaligned, **wide(bf16, 256), aligned=False, rejected_for="128-bit")
-    tall = Tile(128, 128, 64, 8, 3)
+    tall = Tile(128, 128, 64, 4, 3)
     yield from named("control: fp32 tile", products(fp32, 8192, tile=tall)[:1], rejected_for="spill")
     small = products(fp32, 64)[:1]
     yield from named("control: no tensor cores", small, tensor_cores=True, rejected_for="tensor")

@@ -3,10 +3,13 @@
 A dropless grouped GEMM (Gale 2022, MegaBlocks, arXiv 2211.15841): every program finds its expert and rows from the
 counts themselves, so the host neither reads them nor pads; programs beyond the last tile leave. The grid is the largest
 that S rows over E experts can need. Sums run in float32; float32 inputs are multiplied in full precision, without TF32.
+Widths are compile-time constants: a model has few, and only so does the compiler see that those of 8 bfloat16 or 4
+float32 numbers and their multiples can be copied 128 bits at a time. Others are right, but slower.
 
 Letters: S rows sorted by expert, E experts, D in, F out; within a kernel K is the width summed over, N the one kept.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -15,6 +18,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kernels.launch import INTERPRETED, launch
+from kernels.tune import choose
 
 
 class Tile(NamedTuple):
@@ -45,6 +49,18 @@ def tile_for(n_rows, n_experts, itemsize):
     return next((tile for tile in TILES[itemsize] if tile.rows >= share), TILES[itemsize][-1])
 
 
+def tiles_to_try(n_rows, n_experts, itemsize):
+    """Tiles that may beat `tile_for` on some device: its height and the next, at widths and steps around its own.
+
+    With few rows, narrow tiles put more programs on a weight that one program would read for long, and long steps keep
+    more of it in flight.
+    """
+    usual, tallest = tile_for(n_rows, n_experts, itemsize), TILES[itemsize][-1]
+    heights = sorted({usual.rows, min(2 * usual.rows, tallest.rows)})
+    shapes = itertools.product(heights, (32, 64, 128), {2: (64, 128), 4: (32, 64)}[itemsize])
+    return [Tile(rows, columns, step, 8 if rows * columns > 64 * 128 else 4, 3) for rows, columns, step in shapes]
+
+
 @triton.jit
 def _find_rows(counts, E, tile, BM: tl.constexpr, EB: tl.constexpr):
     """Expert of the tile (E when there is none), its first row and the end of the expert's rows."""
@@ -59,7 +75,7 @@ def _find_rows(counts, E, tile, BM: tl.constexpr, EB: tl.constexpr):
 
 @triton.jit
 def _rows_times_weight(
-    out, x, weight, counts, E, K, N,
+    out, x, weight, counts, E, K: tl.constexpr, N: tl.constexpr,
     TRANSPOSED: tl.constexpr, EB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, F32: tl.constexpr,
 ):  # fmt: skip
     """out[s] = x[s] @ weight[expert of s]; weight is (E, K, N), or (E, N, K) when TRANSPOSED. Tiles of one row block are
@@ -88,7 +104,7 @@ def _rows_times_weight(
 
 @triton.jit
 def _rows_times_rows(
-    out, x, grad, counts, E, D, F,
+    out, x, grad, counts, E, D: tl.constexpr, F: tl.constexpr,
     EB: tl.constexpr, BD: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr, F32: tl.constexpr,
 ):  # fmt: skip
     """out[e] = x[rows of e]^T @ grad[rows of e]; an expert without rows gets zeros."""
@@ -116,16 +132,24 @@ def _rows_times_rows(
 
 
 def _multiply(x_SK, weight, counts_E, width_N, transposed, tile):
-    (n_rows, width_K), n_experts = x_SK.shape, len(counts_E)
-    tile = tile or tile_for(n_rows, n_experts, x_SK.element_size())
+    (n_rows, width_K), n_experts, itemsize = x_SK.shape, len(counts_E), x_SK.element_size()
     out_SN = x_SK.new_empty(n_rows, width_N)
-    most_tiles = n_rows // tile.rows + min(n_experts, n_rows)
-    launch(
-        _rows_times_weight, (most_tiles * triton.cdiv(width_N, tile.columns),),
-        out_SN, x_SK, weight, counts_E, n_experts, width_K, width_N,
-        transposed, triton.next_power_of_2(n_experts), *tile[:3], INTERPRETED,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+
+    def start(tile):
+        most_tiles = n_rows // tile.rows + min(n_experts, n_rows)
+        launch(
+            _rows_times_weight, (most_tiles * triton.cdiv(width_N, tile.columns),),
+            out_SN, x_SK, weight, counts_E, n_experts, width_K, width_N,
+            transposed, triton.next_power_of_2(n_experts), *tile[:3], INTERPRETED,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    start(tile or choose(
+        ("grouped_mm", x_SK.device, x_SK.dtype, triton.next_power_of_2(n_rows), n_experts, width_K, width_N, transposed),
+        tile_for(n_rows, n_experts, itemsize),
+        lambda: tiles_to_try(n_rows, n_experts, itemsize),
+        start,
+    ))  # fmt: skip
     return out_SN
 
 
@@ -165,8 +189,9 @@ class _GroupedMM(torch.autograd.Function):
 def grouped_mm(x_SD, weight_EDF, counts_E, *, tile=None):
     """x[rows of expert e] @ weight[e]; see `kernels`. Returns (S, F) in x's dtype. Gradient: x, weight (dense).
 
-    tile: a Tile to use instead of `tile_for`, for tuning. Raises ValueError when the experts' weights are not contiguous
-    or the dtype is neither 16 nor 32 bits wide. That the counts add up to S is not checked: it would stop the device.
+    tile: a Tile to use instead of the one that `kernels.tune` has found or else `tile_for` gives. Raises ValueError when
+    the experts' weights are not contiguous or the dtype is neither 16 nor 32 bits wide. That the counts add up to S is
+    not checked: it would stop the device.
     """
     if not weight_EDF.is_contiguous():
         raise ValueError("grouped_mm: weight must be contiguous (E, D, F); store experts in the layout they are used in")

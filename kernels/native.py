@@ -38,6 +38,11 @@ EXTRA_FLAGS = (
 # Where the C++ product beats one torch.mm per expert: narrow experts always, wider ones up to these mean rows (decoding).
 GROUPED_NARROW, GROUPED_WIDE = 64, 512
 GROUPED_FEW_ROWS = {torch.float32: 2, torch.bfloat16: 8}
+# Where the C++ product that streams nn.Linear's weights beats MKL (float32) and oneDNN (bfloat16): always with few rows,
+# and with weights at least so wide, up to many rows.
+STREAM_FEW_ROWS = 16
+STREAM_WIDE = {torch.float32: 128, torch.bfloat16: 1024}
+STREAM_MANY_ROWS = {torch.float32: 1 << 40, torch.bfloat16: 96}
 
 
 class BuildError(RuntimeError):
@@ -306,6 +311,11 @@ def row_dot(table_NP, row_TM, x_TP):
 # ---- experts
 
 
+def _turned(weight_EDF):
+    """Whether every output's weights lie together, as in nn.Linear."""
+    return weight_EDF.mT.is_contiguous() and not weight_EDF.is_contiguous()
+
+
 def _small_tiles(weight_EDF, n_rows):
     """Suffix of the C++ product that serves these experts, None where one torch.mm per expert does."""
     (E, D, F), dtype = weight_EDF.shape, weight_EDF.dtype
@@ -347,10 +357,56 @@ def _padded(x_SD, counts_E, grain):
     return x_SD.new_zeros(int(wide_E.sum()), x_SD.shape[1]).index_copy_(0, place_S, x_SD), wide_E.tolist()
 
 
+def _streams(dtype, rows, width):
+    """Whether the product of so many rows and weights so wide goes to the C++ that reads them as nn.Linear stores them."""
+    if _loaded().grouped_level() < {torch.float32: 1, torch.bfloat16: 2}.get(dtype, 3):
+        return False
+    return rows <= STREAM_FEW_ROWS or (width >= STREAM_WIDE[dtype] and rows <= STREAM_MANY_ROWS[dtype])
+
+
+def linear(x_XD, weight_FD):
+    x_MD = x_XD.reshape(-1, x_XD.shape[-1])
+    if x_XD.dtype != weight_FD.dtype or not (_streams(x_MD.dtype, *x_MD.shape) and weight_FD.is_contiguous()):
+        return torch.nn.functional.linear(x_XD, weight_FD)
+    (M, D), F = x_MD.shape, len(weight_FD)
+    y_MF = x_MD.new_empty(M, F)
+    _call(f"linear_{SUFFIX[x_MD.dtype]}", x_MD.contiguous(), weight_FD, torch.tensor([M]), 1, D, F, y_MF, work=F // 64)
+    return y_MF.view(*x_XD.shape[:-1], F)
+
+
+def rms_norm(x_XD, weight_D, eps):
+    if x_XD.dtype not in SUFFIX or weight_D.dtype != x_XD.dtype:
+        return torch.nn.functional.rms_norm(x_XD, x_XD.shape[-1:], weight_D, eps)
+    x_XD, y_XD = x_XD.contiguous(), torch.empty(x_XD.shape, dtype=x_XD.dtype)
+    rows = x_XD.numel() // max(1, x_XD.shape[-1])
+    _call(f"rms_norm_{SUFFIX[x_XD.dtype]}", x_XD, weight_D.contiguous(), rows, x_XD.shape[-1], float(eps), y_XD, work=1)
+    return y_XD
+
+
+def key_scores(query_THrK, keys_HrnK):
+    T, H, r, K = query_THrK.shape
+    dtype = query_THrK.dtype
+    # Nothing else multiplies bfloat16 into float32.
+    served = _streams(dtype, 1 if dtype == torch.bfloat16 else T, K)
+    if _needs_grad(query_THrK, keys_HrnK) or dtype != keys_HrnK.dtype or not served:
+        return reference.key_scores(query_THrK, keys_HrnK)
+    n, name = keys_HrnK.shape[2], "scores_bf16" if dtype == torch.bfloat16 else "linear_f32"
+    score_HrTn = torch.empty(H, r, T, n)
+    query_HrTK = query_THrK.permute(1, 2, 0, 3).contiguous()
+    _call(name, query_HrTK, keys_HrnK.contiguous(), torch.full((H * r,), T), H * r, K, n, score_HrTn, work=n // 64)
+    return score_HrTn.permute(2, 0, 3, 1)
+
+
 def _grouped_mm(x_SD, weight_EDF, counts_E):
     E, D, F = weight_EDF.shape
     y_SF = x_SD.new_empty(len(x_SD), F)
-    if suffix := _small_tiles(weight_EDF, len(x_SD)):
+    if _turned(weight_EDF):
+        # Experts are many shapes of few rows, for each of which oneDNN would compile a kernel: their width does not matter.
+        if _streams(x_SD.dtype, len(x_SD) // max(1, int((counts_E > 0).sum())), 1 << 30):
+            _call(f"linear_{SUFFIX[x_SD.dtype]}", x_SD, weight_EDF, counts_E, E, D, F, y_SF, work=F // 64)
+        else:
+            _rows_times(x_SD, weight_EDF.unbind(), counts_E.tolist(), y_SF, _grain(x_SD.dtype))
+    elif suffix := _small_tiles(weight_EDF, len(x_SD)):
         _call(f"grouped_{suffix}", x_SD, weight_EDF, counts_E, E, D, F, y_SF, work=E)
     else:
         _rows_times(x_SD, weight_EDF.unbind(), counts_E.tolist(), y_SF, _grain(x_SD.dtype))
@@ -393,8 +449,9 @@ def grouped_mm(x_SD, weight_EDF, counts_E):
     counts_E = counts_E.long().contiguous()
     if int(counts_E.sum()) != len(x_SD) or bool((counts_E < 0).any()):
         raise ValueError(f"grouped_mm: counts must be >= 0 and add up to the {len(x_SD)} rows of x")
-    run = _GroupedMm.apply if _needs_grad(x_SD, weight_EDF) else _grouped_mm
-    return run(x_SD.contiguous(), weight_EDF.contiguous(), counts_E)
+    if _needs_grad(x_SD, weight_EDF):
+        return _GroupedMm.apply(x_SD.contiguous(), weight_EDF.contiguous(), counts_E)
+    return _grouped_mm(x_SD.contiguous(), weight_EDF if _turned(weight_EDF) else weight_EDF.contiguous(), counts_E)
 
 
 # ---- cross-entropy

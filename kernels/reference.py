@@ -110,6 +110,10 @@ def row_dot(table_NP, row_TM, x_TP):
     return (F.embedding(row_TM, table_NP) * widen(x_TP)[:, None]).sum(-1).to(dtype)
 
 
+def key_scores(query_THrK, keys_HrnK):
+    return torch.einsum("thrk,hrnk->thnr", widen(query_THrK), widen(keys_HrnK))
+
+
 def grouped_mm(x_SD, weight_EDF, counts_E):
     counts = counts_E.tolist()
     if sum(counts) != len(x_SD) or min(counts) < 0:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cost import Cost, dense
+from models.decode import DecodeState
+from models.linear import Linear
 from models.slot import ArchConfig
 
 
@@ -25,14 +27,14 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, d_ff: int, glu: bool):
         super().__init__()
         self.glu = glu
-        self.up = nn.Linear(d_model, 2 * d_ff if glu else d_ff, bias=False)
-        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.up = Linear(d_model, 2 * d_ff if glu else d_ff)
+        self.down = Linear(d_ff, d_model)
 
     def init_weights(self, std: float, out_std: float) -> None:
         nn.init.normal_(self.up.weight, std=std)
         nn.init.normal_(self.down.weight, std=out_std)
 
-    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         h = self.up(x_BTD)
         if self.glu:
             gate_BTF, up_BTF = h.chunk(2, dim=-1)

@@ -32,6 +32,7 @@ class MatchRule:
             (P1: 0.35 / 0.30 G).
         flops_tolerance, params_tolerance: largest (max - min) / min over the matched models.
         max_memory_share: largest share of feed-forward plus memory compute for queries, keys and projections.
+        width_multiple: widths are multiples of this; 8 is what vector units like, and too coarse for small models.
     """
 
     sparse_ratio: float = 12.0
@@ -39,6 +40,7 @@ class MatchRule:
     flops_tolerance: float = 0.01
     params_tolerance: float = 0.02
     max_memory_share: float = 0.25
+    width_multiple: int = 1
 
 
 def narrow_dense(model: ModelConfig) -> int:
@@ -70,7 +72,7 @@ def turn(model: ModelConfig, **knobs: int) -> ModelConfig:
     return replace(model, arch=replace(model.arch, **knobs))
 
 
-def solve_sizes(model: ModelConfig, target_flops: float, target_params: float) -> ModelConfig:
+def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, multiple: int = 1) -> ModelConfig:
     """Width and size such that both targets are met as nearly as integers allow.
 
     Both knobs move both counts (a router and keys cost FLOPs, an expert's width costs parameters), so the width is solved
@@ -79,8 +81,8 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float) -
     arch = model.arch
 
     def at_width(sized: ModelConfig) -> ModelConfig:
-        one, two = (flops(turn(sized, **{arch.width_knob: width})) for width in (1, 2))
-        return turn(sized, **{arch.width_knob: max(1, 1 + round((target_flops - one) / (two - one)))})
+        one, two = (flops(turn(sized, **{arch.width_knob: multiple * units})) for units in (1, 2))
+        return turn(sized, **{arch.width_knob: multiple * max(1, 1 + round((target_flops - one) / (two - one)))})
 
     if not arch.size_knob:
         return at_width(model)
@@ -96,22 +98,22 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float) -
     return at_size(nearest(target_params, stored, low=arch.smallest_size, high=1 << 14))
 
 
-def solve(model: ModelConfig, target_flops: float, target_params: float, max_share: float) -> ModelConfig:
+def solve(model: ModelConfig, target_flops: float, target_params: float, rule: MatchRule) -> ModelConfig:
     """One architecture at given targets.
 
-    With a share knob, the largest multiple of 4 that keeps retrieval within `max_share`,
+    With a share knob, the largest multiple of 4 that keeps retrieval within the rule's `max_memory_share`,
     or within the architecture's own `memory_share` if it has one.
 
     Raises:
         MatchError: even the smallest key width takes more than the allowed share.
     """
-    knob = model.arch.share_knob
+    knob, max_share = model.arch.share_knob, rule.max_memory_share
     if knob is None:
-        return solve_sizes(model, target_flops, target_params)
+        return solve_sizes(model, target_flops, target_params, rule.width_multiple)
     limit = min(max_share, getattr(model.arch, "memory_share", None) or max_share)
 
     def at_key(units: int) -> ModelConfig:
-        return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params)
+        return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params, rule.width_multiple)
 
     low, high, best = 1, model.d_model, at_key(1)
     while low < high:
@@ -147,7 +149,7 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     nominal = 2 * block * rule.flops_ratio
 
     def solve_all(target_flops: float, target_params: float) -> dict[str, ModelConfig]:
-        return {n: solve(m, target_flops, target_params, rule.max_memory_share) for n, m in models.items()}
+        return {n: solve(m, target_flops, target_params, rule) for n, m in models.items()}
 
     def worst(solved: dict[str, ModelConfig]) -> tuple[float, float]:
         sparse = [params(m) for m in solved.values() if m.arch.size_knob]

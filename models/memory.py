@@ -4,7 +4,8 @@
     picks = top-m cells of the n' x n' grid that the selector spans from S_row and S_col (pkm.py: sum; tucker.py: TDQKR)
     o = W [sum over the picks of expansion block e of weight * V[row]] for e = 1..E, concatenated      (IVE: pool, project)
 
-P1 sections 3.1-3.4, P2 section 3. Scores are computed in float32 under autocast too; projections may be bfloat16.
+P1 sections 3.1-3.4, P2 section 3. Scores are computed in float32 under autocast too, while projections may be bfloat16; a
+half-precision model's scores are products of half-precision queries and keys, summed in float32.
 
 B batch, T tokens (batch x time, flattened; time alone in BTD), D d_model, H memory heads (1 in a shared query), c axis
 (row, column), n keys per axis, r rank, g vectors of width Q = d_key that a query or key owns, K width that one rank
@@ -20,24 +21,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from models.decode import DecodeState
+from models.linear import Linear
 from models.memory_config import MemoryConfig
 from models.memory_init import initialise
+from models.value_table import Table
 
 
 class CausalConv(nn.Module):
-    """Depthwise convolution over the last `taps` positions; starts as the identity. `cache[self]` holds past inputs."""
+    """Depthwise convolution over the last `taps` positions; starts as the identity. A decode state keeps its inputs."""
 
     def __init__(self, width: int, taps: int):
         super().__init__()
         self.weight_kD = nn.Parameter(torch.zeros(taps, width))
+        self.past_shape = (1, 1, width)
 
-    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> Tensor:
-        (B, T, D), past = x_BTD.shape, len(self.weight_kD) - 1
-        before_BkD = (cache or {}).get(self, x_BTD.new_zeros(B, past, D))
-        x_BSD = torch.cat((before_BkD, x_BTD), dim=1)
+    def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> Tensor:
+        T, k = x_BTD.shape[1], len(self.weight_kD)
         if cache is not None:
-            cache[self] = x_BSD[:, T:]
-        return sum(x_BSD[:, k : k + T] * weight_D for k, weight_D in enumerate(self.weight_kD))
+            x_BTD = cache.append(self, x_BTD[:, None])[0][:, 0, -(T + k - 1) :]
+        x_BSD = F.pad(x_BTD, (0, 0, T + k - 1 - x_BTD.shape[1], 0))
+        return sum(x_BSD[:, i : i + T] * weight_D for i, weight_D in enumerate(self.weight_kD))
 
 
 class Normed(nn.Module):
@@ -53,46 +57,8 @@ class Normed(nn.Module):
             return x
         weight = self.weight.to(x.dtype)
         if self.kind == "rms":
-            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+            return kernels.rms_norm(x, weight, self.eps)
         return F.layer_norm(x, x.shape[-1:], weight, None, self.eps)
-
-
-class TouchedRows(torch.autograd.Function):
-    """table[rows] whose gradient is sparse: no dense gradient of a table of which a step reads little."""
-
-    @staticmethod
-    def forward(ctx, table_NC: Tensor, rows_R: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_R)
-        ctx.shape = table_NC.shape
-        return table_NC.index_select(0, rows_R)
-
-    @staticmethod
-    def backward(ctx, grad_RC: Tensor):
-        (rows_R,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(rows_R[None], grad_RC, ctx.shape, is_coalesced=True, check_invariants=False), None
-
-
-class Table(nn.Module):
-    """Value rows, and the pre-value rows of PEER-style values where there are any.
-
-    `gradient` is "dense", or "rows" where the optimizer updates only rows that a step reads (workflows/optim.py).
-    """
-
-    gradient = "dense"
-
-    def __init__(self, n_rows: int, d_value: int, d_pre_value: int):
-        super().__init__()
-        self.values_NC = nn.Parameter(torch.empty(n_rows, d_value))
-        self.pre_values_NP = nn.Parameter(torch.empty(n_rows, d_pre_value)) if d_pre_value else None
-        self.value_names = ("values_NC", "pre_values_NP") if d_pre_value else ("values_NC",)
-
-    def read(self, name: str, row_TM: Tensor) -> tuple[Tensor, Tensor]:
-        """A table to look rows up in, and the rows' places in it: the whole one, or the rows that are touched."""
-        table_NC = getattr(self, name)
-        if self.gradient == "dense" or not torch.is_grad_enabled():
-            return table_NC, row_TM
-        rows_R, place_TM = row_TM.unique(return_inverse=True)
-        return TouchedRows.apply(table_NC, rows_R), place_TM
 
 
 @remember
@@ -118,7 +84,7 @@ class Memory(nn.Module):
         self.rank_width = Q // cfg.rank if cfg.choice("rank_query") == "split" else Q
         self.conv = CausalConv(d_model, cfg.query_conv) if cfg.query_conv > 1 else None
         self.query_shape = (1 if cfg.share_query == "heads" else H, 2, cfg.query_groups, Q)
-        self.query = nn.Linear(d_model, self.query_shape[0] * 2 * cfg.query_groups * Q, bias=False)
+        self.query = Linear(d_model, self.query_shape[0] * 2 * cfg.query_groups * Q)
         self.keys_cHngQ = nn.Parameter(torch.empty(2, H, self.axis, cfg.key_groups, Q))
         self.query_norm = Normed(Q, cfg.choice("qk_norm"))
         self.key_norm = Normed(Q, cfg.choice("qk_norm"))
@@ -130,13 +96,18 @@ class Memory(nn.Module):
         else:
             # Registered once, by the layer that made it, so that a checkpoint holds it once.
             object.__setattr__(self, "table", table)
-        self.output = nn.Linear(cfg.blocks * width, d_model, bias=False) if cfg.projects else None
+        self.output = Linear(cfg.blocks * width, d_model) if cfg.projects else None
+        self.folded: nn.Module | None = None
         self.add_parts(d_model)
         shuffled = cfg.expansion > 1
         self.kept = None
         self.register_buffer("shuffle", permutation(self.axis**2) if shuffled else None, persistent=False)
         if not self.keys_cHngQ.is_meta:
             initialise(self, fill_table=owner)
+        for parameter in {"none": (), "table": self.table.parameters(), "layer": self.parameters()}[cfg.frozen]:
+            parameter.requires_grad_(False)
+        if self.output is not None:
+            self.output.requires_grad_(True)
 
     def add_parts(self, d_model: int) -> None:
         """Linear maps of a subclass."""
@@ -152,7 +123,7 @@ class Memory(nn.Module):
         return super().train(mode)
 
     def scored_keys(self) -> Tensor:
-        """Normalised keys (c, H, n, r, K) in float32 or wider.
+        """Normalised keys (c, H, r, n, K), in float32 or wider but for a half-precision model's.
 
         Without gradients in eval mode they are kept from call to call, until a tensor they come from changes: they are a
         third of an UltraMem layer's time when one token is decoded on a CPU.
@@ -162,14 +133,11 @@ class Memory(nn.Module):
         keep = not (self.training or torch.is_grad_enabled())
         if keep and self.kept is not None and self.kept[0] == stamp:
             return self.kept[1]
-        keys_cHngQ = self.keys_cHngQ
-        if keys_cHngQ.dtype in (torch.float16, torch.bfloat16):
-            keys_cHngQ = keys_cHngQ.float()
-        keys_cHnrK = self.by_rank(self.key_norm(keys_cHngQ))
-        self.kept = (stamp, keys_cHnrK) if keep else None
-        return keys_cHnrK
+        keys_cHrnK = self.by_rank(self.key_norm(self.keys_cHngQ)).transpose(3, 2)
+        self.kept = (stamp, keys_cHrnK.contiguous()) if keep else None
+        return self.kept[1] if keep else keys_cHrnK
 
-    def scores(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+    def scores(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         """S_row and S_col, each (T, H, n, r)."""
         if self.conv is not None:
             x_BTD = self.conv(x_BTD, cache)
@@ -178,13 +146,11 @@ class Memory(nn.Module):
             # The released V2 takes ranks 0 and 1 of the row query for row and column query and leaves the rest unread.
             q_THcgQ = q_THcgQ[:, :, 0, :2, None]
         with torch.autocast(x_BTD.device.type, enabled=False):
-            keys_cHnrK = self.scored_keys()
-            q_THcrK = self.by_rank(self.query_norm(q_THcgQ.to(keys_cHnrK.dtype)))
+            keys_cHrnK = self.scored_keys()
+            q_THcrK = self.by_rank(self.query_norm(q_THcgQ.to(keys_cHrnK.dtype)))
             # Two products, not one over both axes: splitting its result would cost a copy of all scores in backward.
-            row_THnr, col_THnr = (
-                torch.einsum("thrk,hnrk->thnr", q_THrK, keys_HnrK)
-                for q_THrK, keys_HnrK in zip(q_THcrK.unbind(2), keys_cHnrK.unbind(0), strict=True)
-            )
+            q_THcrK = q_THcrK.expand(-1, self.cfg.n_mem_heads, -1, -1, -1)
+            row_THnr, col_THnr = map(kernels.key_scores, q_THcrK.unbind(2), keys_cHrnK)
         return row_THnr, col_THnr
 
     def select(self, row_THnr: Tensor, col_THnr: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,14 +186,17 @@ class Memory(nn.Module):
         """Weighted auxiliary loss; added in training only."""
         return self.selector.penalty()
 
-    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         x_TD = x_BTD.flatten(0, 1)
         row_THnr, col_THnr = self.scores(x_BTD, cache)
         score_THmh, index_THm = self.select(row_THnr, col_THnr)
         row_TM, block_TM = self.address(index_THm.flatten(1))
         weight_TMh = self.gate(self.weigh(score_THmh), row_TM, x_TD)
-        pooled_TEC = kernels.weighted_lookup(*self.table.read("values_NC", row_TM), weight_TMh, block_TM, self.cfg.blocks)
-        y_TD = self.project(pooled_TEC.flatten(1), x_TD)
+        if self.folded is not None:
+            y_TD = self.folded(row_TM, block_TM, weight_TMh)
+        else:
+            pooled_TEC = kernels.weighted_lookup(*self.table.read("values_NC", row_TM), weight_TMh, block_TM, self.cfg.blocks)
+            y_TD = self.project(pooled_TEC.flatten(1), x_TD)
         aux = x_BTD.new_zeros(())
         if self.training:
             aux = aux + self.loss(row_THnr, col_THnr, index_THm)

@@ -53,6 +53,8 @@ class MemoryConfig(ArchConfig):
         value_lr_multiplier: of the value tables' learning rate; with schedule "decay" it goes linearly to 1 over the first
             `value_lr_decay_fraction` of training (0: stays) on top of the cosine, with "constant" it multiplies the peak
             learning rate throughout (Lample et al. and Memory+: 1e-3).
+        frozen: control of what learns: "none" is frozen; the "table" keeps its initial values (and pre-values); the whole
+            "layer" keeps its initialisation but for the output projection.
 
     Raises:
         ValueError: a choice that does not exist, or sizes that do not fit together.
@@ -83,6 +85,7 @@ class MemoryConfig(ArchConfig):
     value_lr_multiplier: float = 1.0
     value_lr_decay_fraction: float = 0.0
     value_lr_schedule: Literal["decay", "constant"] = "decay"
+    frozen: Literal["none", "table", "layer"] = "none"
 
     @property
     def smallest_size(self) -> int:

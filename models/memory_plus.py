@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cost import Part, dense
+from models.linear import Linear
 from models.memory import Memory
 from models.memory_config import MemoryConfig, Window
 from models.pkm import ProductKeys
@@ -53,7 +54,7 @@ class MemoryPlus(Memory):
     """A product-key memory behind a gate that its input opens."""
 
     def add_parts(self, d_model: int) -> None:
-        self.open = nn.Linear(d_model, self.output.in_features, bias=False)
+        self.open = Linear(d_model, self.output.in_features)
 
     def extra_linears(self) -> tuple[nn.Linear, ...]:
         return (self.open,)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import kernels
 from models.cost import Cost, Part, dense
+from models.decode import DecodeState
 from models.feed_forward import FeedForward, feed_forward_cost
 from models.slot import ArchConfig
 
@@ -126,10 +127,16 @@ class MoE(nn.Module):
         if self.shared is not None:
             self.shared.init_weights(std, out_std)
 
+    def lay_out_for_decoding(self) -> None:
+        """On a CPU: every output's weights together in memory, which few rows want. Shapes and values stay."""
+        if self.up_EDF.device.type == "cpu":
+            for weight in (self.up_EDF, self.down_EFD):
+                weight.data = weight.data.mT.contiguous().mT
+
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits (T, E), weights (T, k) and indices (T, k) of the chosen experts; float32."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = F.linear(x_TD.float(), self.router.weight.float())
+            logits_TE = kernels.linear(x_TD.float(), self.router.weight.float())
         prob_Tk, expert_Tk = logits_TE.softmax(-1).topk(self.cfg.top_k, dim=-1)
         if self.cfg.weights == "renormalised":
             prob_Tk = prob_Tk / prob_Tk.sum(-1, keepdim=True)
@@ -140,14 +147,15 @@ class MoE(nn.Module):
         balance = self.cfg.n_experts * (share_E * logits_TE.softmax(-1).mean(0)).sum()
         return self.cfg.load_balance * balance + self.cfg.router_z * logits_TE.logsumexp(-1).square().mean()
 
-    def forward(self, x_BTD: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         k, x_TD = self.cfg.top_k, x_BTD.flatten(0, -2)
         logits_TE, prob_Tk, expert_Tk = self.route(x_TD)
         expert_S = expert_Tk.flatten()
         order_S = expert_S.argsort(stable=True)
         place_S = torch.empty_like(order_S)
         place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
-        counts_E = torch.bincount(expert_S, minlength=self.cfg.n_experts)
+        # Not bincount, which makes a GPU's host wait: a CUDA graph could not hold the step.
+        counts_E = expert_S.new_zeros(self.cfg.n_experts).scatter_add_(0, expert_S, torch.ones_like(expert_S))
 
         h = kernels.grouped_mm(Gather.apply(x_TD, order_S // k, place_S, k), self.up_EDF, counts_E)
         if self.cfg.glu:

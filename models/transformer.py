@@ -10,6 +10,7 @@ B batch, T time, S past + T, D d_model, H query heads, G key/value heads, K d_he
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 import kernels
 from kernels.attention import causal_attention
 from models.cost import Cost, dense
+from models.decode import DecodeState
+from models.linear import Linear
+from models.overlap import Overlap, at_once
 from models.slot import ArchConfig
 
 
@@ -102,7 +106,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        return kernels.rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 def rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -118,34 +122,34 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries; `cache[self]` holds past keys and values."""
+    """Causal self-attention with grouped queries; a decode state keeps keys and values."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.n_heads, self.kv_heads, self.d_head = cfg.n_heads, cfg.kv_heads, cfg.d_head
-        self.qkv = nn.Linear(cfg.d_model, (self.n_heads + 2 * self.kv_heads) * self.d_head, bias=False)
-        self.out = nn.Linear(self.n_heads * self.d_head, cfg.d_model, bias=False)
+        self.past_shape = (2, self.kv_heads, self.d_head)
+        self.qkv = Linear(cfg.d_model, (self.n_heads + 2 * self.kv_heads) * self.d_head)
+        self.out = Linear(self.n_heads * self.d_head, cfg.d_model)
         self.q_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, cache: dict | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, cache: DecodeState | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
         q_BHTK, k_BGTK, v_BGSK = qkv.split((self.n_heads, self.kv_heads, self.kv_heads), dim=1)
         q_BHTK = rotate(self.q_norm(q_BHTK), cos_TK, sin_TK)
         k_BGSK = rotate(self.k_norm(k_BGTK), cos_TK, sin_TK)
         if cache is not None:
-            if self in cache:
-                k_BGSK = torch.cat((cache[self][0], k_BGSK), dim=2)
-                v_BGSK = torch.cat((cache[self][1], v_BGSK), dim=2)
-            cache[self] = (k_BGSK, v_BGSK)
+            k_BGSK, v_BGSK = cache.append(self, k_BGSK, v_BGSK)
         S, groups = k_BGSK.shape[2], self.n_heads // self.kv_heads
         if T == S:
             k_BHSK, v_BHSK = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSK, v_BGSK))
             y_BHTK = causal_attention(q_BHTK, k_BHSK, v_BHSK)
         else:
-            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, enable_gqa=groups > 1)
+            # Heads that share keys stand in line as positions, so that keys and values are never repeated.
+            q_BGRK = q_BHTK.reshape(B, self.kv_heads, groups * T, -1)
+            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T).repeat(groups, 1)
+            y_BHTK = F.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK, attn_mask=mask).reshape(q_BHTK.shape)
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -163,6 +167,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Maps tokens to logits or to a loss; see the module docstring.
 
+    `overlap` may be set to an `Overlap`: in eval mode without gradients, memory layers then run beside the blocks.
+
     Raises:
         ValueError: a memory layer is placed outside the blocks, or a sequence is longer than `seq_len`.
     """
@@ -170,10 +176,11 @@ class Transformer(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
+        self.overlap: Overlap | None = None
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model)
-        self.head = None if cfg.tie_embeddings else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        self.head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size)
         placed = cfg.arch.memories(cfg.d_model, cfg.n_layers)
         for read_at, write_at, _ in placed:
             if not 0 <= read_at <= write_at < cfg.n_layers:
@@ -197,40 +204,52 @@ class Transformer(nn.Module):
             nn.init.normal_(block.attention.out.weight, std=out_std)
             block.ffn.init_weights(std, out_std)
 
-    def hidden(self, tokens_BT: Tensor, cache: dict | None = None) -> tuple[Tensor, Tensor]:
+    def decode_state(self, batch: int, length: int, dtype: torch.dtype | None = None, device: str | None = None) -> DecodeState:
+        """Room for `batch` sequences of at most `length` tokens, in the dtype and on the device of the weights."""
+        past = {}
+        for module in self.modules():
+            if hasattr(module, "past_shape"):
+                n_tensors, n_heads, width = module.past_shape
+                shape = (n_tensors, batch, n_heads, length, width)
+                past[module] = self.embedding.weight.new_empty(shape, dtype=dtype, device=device, requires_grad=False)
+        return DecodeState(past)
+
+    def hidden(self, tokens_BT: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised hidden states (B, T, D) and the summed auxiliary loss.
 
-        `cache` is an empty dict before the first tokens of a sequence and carries the state from call to call.
+        `cache`, from `decode_state`, holds the tokens before these and takes these in.
         """
-        past = cache.get("length", 0) if cache is not None else 0
+        past = cache.length if cache is not None else 0
         T = tokens_BT.shape[1]
         if past + T > self.cfg.seq_len:
             raise ValueError(f"{past + T} tokens do not fit into seq_len {self.cfg.seq_len}")
+        if cache is not None and past + T > cache.capacity:
+            raise ValueError(f"{past + T} tokens do not fit into a decode state of {cache.capacity}")
         x_BTD = self.embedding(tokens_BT)
         cos_TK, sin_TK = self.cos_TK[past : past + T].to(x_BTD.dtype), self.sin_TK[past : past + T].to(x_BTD.dtype)
         aux = x_BTD.new_zeros(())
-        pending: dict[int, list[Tensor]] = defaultdict(list)
+        start = at_once if self.overlap is None or self.training or torch.is_grad_enabled() else self.overlap.start
+        pending: dict[int, list[Callable[[], tuple[Tensor, Tensor]]]] = defaultdict(list)
         for layer, block in enumerate(self.blocks):
             x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), cos_TK, sin_TK, cache)
             z_BTD = block.ffn_norm(x_BTD)
             for memory, (read_at, write_at) in zip(self.memories, self.placement, strict=True):
                 if read_at == layer:
-                    y_BTD, aux_memory = memory(z_BTD, cache)
-                    pending[write_at].append(y_BTD)
-                    aux = aux + aux_memory
+                    pending[write_at].append(start(memory, z_BTD, cache))
             y_BTD, aux_ffn = block.ffn(z_BTD, cache)
             x_BTD, aux = x_BTD + y_BTD, aux + aux_ffn
-            for y_BTD in pending.pop(layer, ()):
-                x_BTD = x_BTD + y_BTD
+            for finish in pending.pop(layer, ()):
+                y_BTD, aux_memory = finish()
+                x_BTD, aux = x_BTD + y_BTD, aux + aux_memory
         if cache is not None:
-            cache["length"] = past + T
+            cache.length = past + T
         return self.norm(x_BTD), aux
 
     @property
     def head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def logits(self, tokens_BT: Tensor, cache: dict | None = None) -> Tensor:
+    def logits(self, tokens_BT: Tensor, cache: DecodeState | None = None) -> Tensor:
         return F.linear(self.hidden(tokens_BT, cache)[0], self.head_weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:

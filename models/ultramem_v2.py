@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import kernels
 from models.cost import Part, dense
+from models.linear import Linear
 from models.memory import Memory
 from models.memory_config import Window
 from models.ultramem import UltraMemConfig
@@ -102,7 +103,7 @@ class UltraMemV2(Memory):
 
     def add_parts(self, d_model: int) -> None:
         P = self.cfg.pre_width(d_model)
-        self.pre_project = nn.Linear(d_model, P, bias=False) if P else None
+        self.pre_project = Linear(d_model, P) if P else None
 
     def extra_linears(self) -> tuple[nn.Linear, ...]:
         return (self.pre_project,)

@@ -7,6 +7,7 @@ The same CSVs give the same bytes, on any machine: neither models nor the traine
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -36,9 +37,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def render(folder: Path) -> str:
-    """The page for a folder of results; UserError if a CSV in it cannot be used."""
-    results = Results(folder)
+def render(folder: Path, also: Iterable[Path] = ()) -> str:
+    """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used."""
+    results = Results(folder, also)
     sections = [(name, title, list(draw(results))) for name, title, draw in SECTIONS]
     template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -52,8 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Render a folder of results as one HTML file.")
     parser.add_argument("--results", type=Path, required=True, help="folder of CSVs, such as results/cpu")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write, such as reports/cpu.html")
+    parser.add_argument(
+        "--also",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="result folders of other machines, whose latency and speed are shown too",
+    )
     options = parser.parse_args(arguments)
-    page = render(options.results)
+    page = render(options.results, options.also)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     part = options.out.with_name(f".{options.out.name}.part")
     part.write_text(page, encoding="utf-8")

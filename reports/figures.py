@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from functools import wraps
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from evals.stats import Fit, NotALaw
 
 matplotlib.use("svg")
 
@@ -82,6 +86,7 @@ STYLE = {
     "lines.markersize": 5.5,
 }
 NARROW, WIDE = 3.7, 4.4
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 AFTER = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
 
 
@@ -119,8 +124,9 @@ def svg(name: str, alt: str, figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    role = "group" if "<a " in text else "img"  # links inside an image could not be reached
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r"(<svg)[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'\1 role="img" aria-label="{html.escape(alt)}" \2>', text)
+    text = re.sub(r"(<svg)[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'\1 role="{role}" aria-label="{html.escape(alt)}" \2>', text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for colour, variable in THEME.items():
@@ -159,11 +165,14 @@ def curves(
     by: tuple[str, ...] = ("arch",),
     band: tuple[str, str] | None = None,
     levels: pd.DataFrame | None = None,
+    published: pd.DataFrame | None = None,
+    blind: tuple[float, float] | None = None,
 ) -> str:
     """`y` against `x`, one line for each value of `by`; `log` names the logarithmic axes ("x", "y", "xy").
 
-    `band` names the columns of the interval to shade; `levels` (arch, `y`) are drawn across. Where `frame` has a column
-    `run`, its points link to it unless it is empty.
+    `band` names the columns of the interval to shade; `levels` (arch, `y`) and a blind guess's (`y`, half width) are
+    drawn across; `published` (arch, `x`, `y`) are hollow points. Where `frame` has a column `run`, its points link to it
+    unless it is empty.
     """
     few = frame.groupby(list(by)).size().max() <= 12
     archs = in_order(frame["arch"])
@@ -173,15 +182,79 @@ def curves(
         if band:
             axes.fill_between(line[x], line[band[0]], line[band[1]], color=this.colour, alpha=0.12, linewidth=0)
         if few:
-            edge = {} if this.marker == "x" else {"edgecolors": PAPER, "linewidths": 0.6}
-            points = axes.scatter(line[x], line[y], 30, this.colour, this.marker, zorder=3, **edge)
-            if "run" in line:
-                points.set_urls([_url(run) for run in line["run"]])
+            _points(axes, line[x], line[y], this, line.get("run", ()))
     for _, level in (levels if levels is not None else frame[:0]).iterrows():
         axes.axhline(level[y], color=look(level["arch"]).colour, linestyle=(0, (4, 3)), linewidth=1.2)
+    if blind:
+        axes.axhspan(blind[0] - blind[1], blind[0] + blind[1], color=MUTED, alpha=0.15, linewidth=0)
+        axes.axhline(blind[0], color=INK, linestyle=(0, (1, 2)), linewidth=1.2)
+    _hollow(axes, published, x, y)
     _scales(axes, log)
+    if "x" not in log and frame[x].nunique() <= 4:
+        axes.set_xticks(sorted(frame[x].unique()))
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return f"{title}: {y_label} against {x_label} for {', '.join(look(arch).label for arch in archs)}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one architecture (columns x, y, run) and the law through them, if one was found."""
+
+    arch: str
+    label: str
+    points: pd.DataFrame
+    law: Fit | NotALaw
+
+
+@panel
+def laws(
+    axes: Axes, series: list[Series], published: pd.DataFrame | None = None, *, title: str, x_label: str, y_label: str
+) -> str:
+    """Points, joined only by a fitted law with its 95 % band; `published` (arch, x, y) are hollow. x is logarithmic."""
+    for place, this in enumerate(series):
+        drawn, dashes = look(this.arch), DASHES[[s.arch for s in series[:place]].count(this.arch) % len(DASHES)]
+        _points(axes, this.points["x"], this.points["y"], drawn, this.points["run"], solid=dashes == "solid")
+        if isinstance(this.law, Fit):
+            x = np.geomspace(this.points["x"].min(), this.points["x"].max(), 40)
+            axes.plot(x, this.law.predict(x), color=drawn.colour, linestyle=dashes)
+            axes.fill_between(x, *this.law.band(x), color=drawn.colour, alpha=0.12, linewidth=0)
+    _hollow(axes, published, "x", "y")
+    _scales(axes, "x")
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return f"{title}: {y_label} against {x_label} for {', '.join(this.label for this in series)}"
+
+
+@panel
+def residuals(axes: Axes, series: list[Series], *, title: str, x_label: str) -> str:
+    """What each fitted law leaves, point by point."""
+    for place, this in enumerate(series):
+        solid = this.arch not in [s.arch for s in series[:place]]
+        _points(axes, this.points["x"], this.law.residuals, look(this.arch), this.points["run"], solid=solid)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    _scales(axes, "x")
+    axes.set(title=title, xlabel=x_label, ylabel="loss minus law (nats/token)")
+    return f"{title}: loss minus the fitted law against {x_label}"
+
+
+@panel
+def heat(axes: Axes, cells: pd.DataFrame, words: pd.DataFrame, *, title: str, x_label: str) -> str:
+    """A map of ratios by row and batch: blue above 1, orange below, blank where `cells` is NaN; `words` stand in it."""
+    strongest = max(np.nanmax(np.abs(np.log(cells.to_numpy(float)))), np.log(1.5))
+    for row, (_, line) in enumerate(cells.iterrows()):
+        for column, value in enumerate(line):
+            text = words.iloc[row, column]
+            if not pd.isna(value):
+                shade = min(1.0, abs(math.log(value)) / strongest)
+                colour = GAIN if value >= 1 else LOSS
+                axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, color=colour, alpha=0.06 + 0.5 * shade, lw=0))
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=INK if not pd.isna(value) else MUTED)
+    axes.set(xlim=(-0.5, cells.shape[1] - 0.5), ylim=(cells.shape[0] - 0.5, -0.5), title=title, xlabel=x_label)
+    batches = [f"{batch // 1024} k" if batch % 1024 == 0 else str(batch) for batch in cells.columns]
+    axes.set_xticks(range(cells.shape[1]), batches)
+    axes.set_yticks(range(cells.shape[0]), cells.index)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return f"{title} by {x_label}: " + "; ".join(f"{name}: {', '.join(words.loc[name])}" for name in words.index)
 
 
 @panel
@@ -230,10 +303,11 @@ def waterfall(axes: Axes, labels: list[str], losses: list[float], runs: list[str
 
 
 @panel
-def changes(axes: Axes, labels: list[str], ours: list[float], paper: list[float], *, title: str) -> str:
+def changes(axes: Axes, labels: list[str], ours: list[float], paper: list[float], runs: list[str], *, title: str) -> str:
     """The change each step makes: ours as a bar, the paper's as a diamond."""
     places = range(len(labels))[::-1]
-    axes.barh(places, ours, 0.62, color=[LOSS if change > 0 else GAIN for change in ours])
+    for bar, run in zip(axes.barh(places, ours, 0.62, color=[LOSS if x > 0 else GAIN for x in ours]), runs, strict=True):
+        bar.set_url(_url(run))
     axes.plot(paper, places, "D", color=INK, markersize=5, markeredgecolor=PAPER, linestyle="none")
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.use_sticky_edges = False
@@ -258,6 +332,24 @@ def dots(axes: Axes, frame: pd.DataFrame, *, title: str, x_label: str) -> str:
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=1.4)
     _rows(axes, range(len(tasks))[::-1], tasks, title, x_label)
     return f"{title}: {x_label} by task with one standard error, chance as a tick"
+
+
+def _points(axes: Axes, x, y, this: Look, runs: Iterable[str] = (), solid: bool = True) -> None:
+    """The markers of an architecture, each a link to its run; open ones tell a second series of it from the first."""
+    if this.marker == "x":
+        how = {"c": this.colour}
+    elif solid:
+        how = {"c": this.colour, "edgecolors": PAPER, "linewidths": 0.6}
+    else:
+        how = {"facecolors": PAPER, "edgecolors": this.colour, "linewidths": 1.2}
+    axes.scatter(x, y, 30, marker=this.marker, zorder=3, **how).set_urls([_url(run) for run in runs] or [None])
+
+
+def _hollow(axes: Axes, published: pd.DataFrame | None, x: str, y: str) -> None:
+    for arch, rows in () if published is None else published.groupby("arch"):
+        this = look(arch)
+        colours = {"c": this.colour} if this.marker == "x" else {"facecolors": "none", "edgecolors": this.colour}
+        axes.scatter(rows[x], rows[y], 34, marker=this.marker, zorder=3, linewidths=1.1, **colours)
 
 
 def _url(run: str) -> str | None:

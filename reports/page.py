@@ -11,6 +11,7 @@ from evals import schema
 from reports.figures import ORDER, Look, Panel, anchor, in_order, key, look, si
 from workflows.errors import UserError
 
+FILES = {name: name for name in schema.TABLES} | {"latency_modelled": "latency", "access_hardware": "access", "peers": "speed"}
 WRITER = {
     "runs": "the training stage writes it",
     "train": "the training stage writes it",
@@ -19,10 +20,12 @@ WRITER = {
     "health": "the training stage writes it for sparse layers",
     "tuning": "“snakemake tuning” writes it",
     "speed": "“snakemake speed” writes it",
-    "evals": "“python -m evals.harness” writes it, one run at a time",
-    "latency": "no target of this version writes it",
-    "access": "no target of this version writes it",
-    "claims": "“python -m evals.claims” writes it",
+    "peers": "“snakemake peers” writes it",
+    "evals": "“snakemake evaluate” writes it",
+    "latency": "“snakemake latency” writes it",
+    "machine": "“snakemake latency” writes it",
+    "access": "“snakemake access” writes it",
+    "claims": "“snakemake claims” writes it",
     "plan": "“snakemake plan” writes it",
     "cost": "the gathering stage writes it",
 }
@@ -31,7 +34,7 @@ LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` as shown, `sort` as compared by the page; `href` leads to the run, `more` to the runs of several seeds."""
+    """`text` as shown, `sort` as compared by the page; `href` leads to the run, `more` to several; many are folded up."""
 
     text: str
     sort: float | str | None = None
@@ -68,7 +71,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """(sign, verdict, number of claims)."""
+    """(sign, verdict, number of claims), each a link that filters the ledger."""
 
     counts: list[tuple[str, str, int]]
     block: str = "verdicts"
@@ -76,7 +79,10 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Table:
-    """`csv` and `context` (scale, device, seeds) stand under the caption; `filters` are words of a column `verdict`."""
+    """`csv` and `context` (scale, device, seeds) stand under the caption; `filters` are words of a column `verdict`.
+
+    Rows of `cards` hold sentences: a narrow screen shows each as a list of named cells.
+    """
 
     csv: str
     caption: str
@@ -87,6 +93,7 @@ class Table:
     filters: tuple[str, ...] = ()
     searchable: bool = False
     tall: bool = False
+    cards: bool = False
     block: str = "table"
 
 
@@ -106,18 +113,30 @@ class Picture:
 
 
 class Results:
-    """The tables with rows found in a folder; `"evals" in results`, `results["evals"]`."""
+    """The tables with rows found in a folder; `"evals" in results`, `results["evals"]`.
 
-    def __init__(self, folder: Path):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder of results: run `snakemake` first, or name one with --results")
+    Modelled latency and a GPU's counters have files of their own and join the measured and the counted in one table. `also`
+    names folders of other machines, whose times are shown beside these; their runs are not, and are not linked.
+    """
+
+    def __init__(self, folder: Path, also: Iterable[Path] = ()):
         self.folder = folder
-        paths = {name: folder / f"{name}.csv" for name in schema.TABLES}
-        found = {name: schema.read(path, name) for name, path in paths.items() if path.exists()}
-        self.tables = {name: frame for name, frame in found.items() if len(frame)}
-        self.empty = found.keys() - self.tables.keys()
+        found = read_folder(folder)
         if not found:
             raise UserError(f"{folder} holds none of the CSVs that make a report: run `snakemake` first")
+        parts = [found]
+        for other in map(read_folder, also):
+            timed = {
+                name: other[name] for name in ("latency", "latency_modelled", "machine", "speed", "peers") if name in other
+            }
+            parts.append({name: frame.assign(run="") if "run" in frame else frame for name, frame in timed.items()})
+        whole = {name: join(part[name] for part in parts if name in part) for name in FILES if any(name in p for p in parts)}
+        for table, beside in (("latency", "latency_modelled"), ("access", "access_hardware")):
+            if beside in whole:
+                more = whole.pop(beside)
+                whole[table] = join([whole[table], more] if table in whole else [more])
+        self.tables = {name: frame for name, frame in whole.items() if len(frame)}
+        self.empty = whole.keys() - self.tables.keys()
 
     def __contains__(self, table: str) -> bool:
         return table in self.tables
@@ -126,6 +145,8 @@ class Results:
         return self.tables[table]
 
     def missing(self, table: str) -> Missing:
+        if table in self:
+            return Missing(f"Not measured in this run: {table}.csv holds no finished run of the comparison.")
         state = "has no rows" if table in self.empty else "is absent"
         return Missing(f"Not measured in this run: {table}.csv {state} ({WRITER[table]}).")
 
@@ -151,6 +172,20 @@ class Results:
         """Small to large."""
         return list(self.grid.sort_values(["d_model", "n_layers", "active_params"])["size"].drop_duplicates())
 
+    @cached_property
+    def statements(self) -> pd.DataFrame | None:
+        """statements.csv, all of it text; None if it is absent."""
+        path, columns = self.folder / "statements.csv", ["device", "id", "statement", "published", "modelled", "verdict"]
+        if not path.exists():
+            return None
+        try:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} cannot be read as a CSV: {error}") from None
+        if missing := [name for name in columns if name not in frame]:
+            raise UserError(f"{path} is not a CSV of latency statements: it lacks {', '.join(missing)}")
+        return frame
+
     def joined(self, table: str) -> pd.DataFrame:
         """The rows of a table that belong to the comparison, with their run's architecture, size and seed."""
         return self[table].merge(self.grid[["run", "arch", "size", "seed"]], on="run")
@@ -170,12 +205,12 @@ class Results:
         mean, runs = frame[column].mean(), list(frame["run"])
         if len(runs) == 1:
             return Cell(show(mean), mean, self.href(runs[0]), runs[0], number=True, strong=strong)
-        links = tuple((str(seed), f"#{anchor(run)}") for seed, run in zip(frame["seed"], runs, strict=True))
+        links = tuple((str(seed), self.href(run)) for seed, run in zip(frame["seed"], runs, strict=True))
         return Cell(f"{show(mean)} ± {show(frame[column].std())}", mean, number=True, strong=strong, more=links)
 
     def listing(self, table: str, frame: pd.DataFrame, names: Iterable[str] = ()) -> tuple[list[str], list[list[Cell]]]:
         """Header and rows of a table as it stands in the CSV: all its columns, or `names` in that order."""
-        known = {column.name: column for column in schema.columns(table)}
+        known = {column.name: column for column in schema.columns(FILES[table])}
         shown = [known[name] for name in names or known]
         rows = [[self.cell(column, row[column.name]) for column in shown] for row in frame.to_dict("records")]
         return [column.name for column in shown], rows
@@ -217,6 +252,20 @@ class Results:
             ", ".join(sorted(frame["precision"].unique())),
         ]
         return " · ".join(parts)
+
+
+def read_folder(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a folder by file name; UserError if there is no such folder or a file is no table."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder of results: run `snakemake` first, or name one with --results")
+    paths = {name: folder / f"{name}.csv" for name in FILES}
+    return {name: schema.read(path, FILES[name]) for name, path in paths.items() if path.exists()}
+
+
+def join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of one table, each once."""
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True).drop_duplicates() if frames else pd.DataFrame()
 
 
 def number(value, form: str, href: str | None = None) -> Cell:

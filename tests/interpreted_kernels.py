@@ -10,8 +10,9 @@ import torch
 from triton.runtime import interpreter
 
 import kernels
-from kernels import lookup, reference, topm
-from kernels.grouped_mm import TILES, grouped_mm
+import kernels.launch
+from kernels import lookup, reference, topm, tune
+from kernels.grouped_mm import TILES, grouped_mm, tile_for, tiles_to_try
 
 HALF_ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 SUMS = 1e-6  # of the largest result
@@ -221,6 +222,71 @@ def test_grouped_mm_in_every_tile(itemsize, tile):
     weight = torch.randn(4, 70, 40, dtype=x.dtype)
     got = grouped_mm(x, weight, counts, tile=tile)
     assert_one_rounding(got, reference.grouped_mm(x.double(), weight.double(), counts))
+
+
+@every_dtype
+@pytest.mark.parametrize(("batch", "top_k", "n_experts"), [(1, 2, 34), (1, 8, 64), (4, 8, 64), (64, 2, 34)])
+def test_grouped_mm_of_a_decoding_step(dtype, batch, top_k, n_experts):
+    expert = torch.stack([torch.randperm(n_experts)[:top_k] for _ in range(batch)])
+    counts = torch.bincount(expert.flatten(), minlength=n_experts)
+    assert counts.min() == 0 or batch == 64
+    x, weight = torch.randn(batch * top_k, 24, dtype=dtype), torch.randn(n_experts, 24, 36, dtype=dtype)
+    assert_one_rounding(grouped_mm(x, weight, counts), reference.grouped_mm(x.double(), weight.double(), counts))
+
+
+def test_the_grid_holds_the_worst_spread_of_rows():
+    """17 rows everywhere need two tiles of 16 for each expert."""
+    counts, tile = torch.full((5,), 17), TILES[4][0]
+    x, weight = torch.randn(85, 16), torch.randn(5, 16, 16)
+    assert_one_rounding(grouped_mm(x, weight, counts, tile=tile), reference.grouped_mm(x.double(), weight.double(), counts))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Tile and grid of every launch, none of which happens."""
+    seen = []
+
+    def start(kernel, grid, arguments, options):
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        seen.append(((*(named[size] for size in ("BM", "BN", "BK")), options["num_warps"], options["num_stages"]), grid))
+
+    monkeypatch.setattr(kernels.launch, "start", start)
+    return seen
+
+
+def test_the_host_does_not_read_the_counts(started):
+    """Counts without data still launch: by shapes alone, as the capture of a CUDA graph demands."""
+    x, weight = torch.empty(8, 64, device="meta"), torch.empty(64, 64, 128, device="meta")
+    grouped_mm(x, weight, torch.empty(64, dtype=torch.int64, device="meta"))
+    ((tile, grid),) = started
+    assert tile == tile_for(8, 64, 4)
+    assert grid == (8 * 128 // tile[1],)
+
+
+@pytest.mark.parametrize("itemsize", TILES)
+def test_tiles_to_try_follow_the_rows_of_an_expert(itemsize):
+    tallest = TILES[itemsize][-1].rows
+    for n_rows, heights in ((2, {16, 32}), (64 * 16, {16, 32}), (64 * 17, {32, 64}), (10**6, {tallest})):
+        assert {tile.rows for tile in tiles_to_try(n_rows, 64, itemsize)} == heights
+
+
+def test_a_tuned_tile_is_used_for_its_own_shapes_alone(started, monkeypatch):
+    fastest = tiles_to_try(8, 64, 4)[0]
+    assert fastest != tile_for(8, 64, 4)
+    monkeypatch.setattr(tune, "found", {})
+    monkeypatch.setattr(tune, "milliseconds", lambda call: (call(), started[-1][0] != fastest)[1])
+    weight, counts = torch.empty(64, 64, 128, device="meta"), torch.empty(64, dtype=torch.int64, device="meta")
+
+    def tile(n_rows):
+        grouped_mm(torch.empty(n_rows, 64, device="meta"), weight, counts)
+        return started[-1][0]
+
+    assert tile(8) == tile_for(8, 64, 4)
+    with tune.tuning():
+        assert tile(8) == fastest
+        assert len(started) == 2 + 1 + len(tiles_to_try(8, 64, 4))
+    assert tile(8) == tile(7) == fastest
+    assert tile(16) == tile_for(16, 64, 4)
 
 
 def test_the_package_serves_these_kernels(monkeypatch):

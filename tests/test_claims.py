@@ -2,15 +2,20 @@
 
 import math
 import re
+from fnmatch import fnmatch
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import chain_runs, grid_run, row, write
 
-from evals import claims, evidence, schema
+from evals import claims, evidence, harness, schema
 from evals.claims import Claim, rule
 from evals.evidence import Evidence, NotTested, Results
+from workflows import health
 from workflows.errors import UserError
+from workflows.matched import match_size
+from workflows.presets import load_chains, load_preset
 
 LEDGER = claims.load()
 GAP = {"metric": "loss_gap", "args": {"of": "a", "against": "b"}}
@@ -123,6 +128,7 @@ def test_pairs_come_from_the_grid_by_seed(tmp_path):
     assert found["n"] == 3
     assert found["value"] == pytest.approx(-0.0966667, abs=1e-6)
     assert found["ci_high"] < -0.08
+    assert found["runs"] == "a-s-s0 a-s-s1 a-s-s2 b-s-s0 b-s-s1 b-s-s2"
     assert found["scale"].startswith("cpu: 0.1 M activated parameters, 1 M tokens, 3 seed(s), CPU: made up")
 
 
@@ -201,16 +207,21 @@ def test_a_law_needs_four_points_and_lines_are_kept_apart(tmp_path):
 
 
 def test_best_arm_spans_what_is_not_clearly_worse(tmp_path):
-    runs, arms = chain_runs("c", {"12": [4.1, 4.2, 4.3], "17": [4.0, 4.1, 4.2], "23": [4.0, 4.11, 4.19]})
+    runs, arms = chain_runs("c", {"a": [4.1, 4.2, 4.3], "b": [4.0, 4.1, 4.2], "d": [4.0, 4.11, 4.19]})
+    shares = {"c.0": 0.12, "c.1": 0.17, "c.2": 0.23}
+    runs = [run | {"compute_share_memory": shares[run["run"][:3]]} for run in runs]
     results = Results(write(tmp_path, runs=runs, arms=arms))
-    found = evidence.best_arm(results, "c", {"12": 12, "17": 17, "23": 23})
-    assert (found.low, found.high, found.n) == (17, 23, 3)
+    found = evidence.best_arm(results, "c", ["a", "b", "d"], "compute_share_memory", 100)
+    assert (found.low, found.high, found.n) == (pytest.approx(17), pytest.approx(23), 3)
+    assert "tried 12, 17, 23" in found.note
 
 
 def test_scores_take_their_interval_from_items_if_there_is_one_seed(tmp_path):
     runs = [grid_run("a"), grid_run("b")]
     both = [("a-s-s0", 0.6), ("b-s-s0", 0.5)]
-    rows = [row("evals", run=r, task=t, metric="acc", n=400, value=v, stderr=0.025) for r, v in both for t in "tu"]
+    names = (("t", "acc"), ("u", "len_norm"))
+    rows = [row("evals", run=r, task=t, metric=m, n=400, value=v, stderr=0.025) for r, v in both for t, m in names]
+    rows += [row("evals", run=r, task=t, metric="bits_per_byte", n=400, value=9.0) for r, _ in both for t, _ in names]
     rows += [row("evals", run=r, task="t/4", metric="acc", n=9, value=0.0, stderr=0.5) for r, _ in both]
     found = evidence.score_gap(Results(write(tmp_path, runs=runs, evals=rows)), "a", "b", ["t", "u*"])
     assert (found.value, found.kind, found.n) == (pytest.approx(10), "items", 800)
@@ -218,28 +229,53 @@ def test_scores_take_their_interval_from_items_if_there_is_one_seed(tmp_path):
 
 
 def timing(arch, batch, p50, sparse_ratio=12.0, **values):
-    times = {"p20_ms": 0.9 * p50, "p50_ms": p50, "p80_ms": 1.1 * p50, "n_iters": 20, "bytes_declared": 1e6}
+    times = {"p20_ms": 0.9 * p50, "p50_ms": p50, "p80_ms": 1.1 * p50, "n_iters": 20, "bytes_declared": 1e9}
     how = {"phase": "decode", "part": "model", "kind": "measured", "device": "CPU: made up", "kv": "mha", "size": "s"}
     same = {"arch": arch, "batch": batch, "sparse_ratio": sparse_ratio, "dtype": "fp32", "threads": 1, "run": ""}
-    return row("latency", **(times | how | same | values))
+    return row("latency", **(times | how | same | {"predicted_ms": 0.8 * p50} | values))
 
 
 def test_latency_is_compared_on_one_device_at_one_batch(tmp_path):
     rows = [timing("moe2", b, p) for b, p in ((1, 1.0), (16, 5.0), (1024, 9.0))]
     rows += [timing("ultramem", b, p) for b, p in ((1, 1.0), (16, 1.0), (1024, 9.0))]
-    rows += [timing("moe2", 16, 99.0, kind="modelled", device="CUDA: A100")]
+    rows = [timing("ultramem", 16, 0.1, variant="overlap"), timing("ultramem", 16, 0.1, variant="folded"), *rows]
+    modelled = [timing("moe2", 16, 99.0, kind="modelled", device="CUDA: A100")]
+    schema.write(tmp_path / "latency_modelled.csv", "latency", modelled)
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
+    assert len(results.table("latency")) == len(rows) + 1
     found = evidence.latency_ratio(results, "moe2", "ultramem")
     assert (found.value, found.low) == (pytest.approx(5), pytest.approx(5 * 0.9 / 1.1))
     assert "at 16" in found.note
+    assert found.scale == "size s, whole model, fp32, 1 thread(s), CPU: made up"
     assert evidence.latency_ratio(results, "moe2", "ultramem", [1, 1]).value == pytest.approx(1)
     with pytest.raises(NotTested, match="no measured decode step of dense"):
         evidence.latency_ratio(results, "moe2", "dense")
+    write(tmp_path, latency=[entry | {"bytes_declared": 2e6} for entry in rows])
+    with pytest.raises(NotTested, match="read at most 2 MB a step, which a cache holds"):
+        evidence.latency_ratio(Results(tmp_path), "moe2", "ultramem")
+
+
+def test_a_slow_mixture_of_experts_is_no_yardstick(tmp_path):
+    steps = {1: (3.0, 2.9), 16: (50.0, 10.0), 64: (8.0, None)}
+    rows = [timing("moe2", b, p, predicted_ms=predicted) for b, (p, predicted) in steps.items()]
+    rows += [timing(arch, b, 1.0, predicted_ms=0.1) for arch in ("ultramem", "dense") for b in steps]
+    results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
+    for against in ("ultramem", "dense"):
+        found = evidence.latency_ratio(results, "moe2", against)
+        assert found.value == pytest.approx(3)
+        assert "batches 16, 64 withheld, where moe2 takes over 1.3 times its own roofline" in found.note
+    assert evidence.latency_ratio(results, "ultramem", "dense").value == pytest.approx(1)
+    with pytest.raises(NotTested, match="not measured at a shared batch; batches 16, 64 withheld"):
+        evidence.latency_ratio(results, "moe2", "ultramem", [16, 64])
+    write(tmp_path, latency=[r for r in rows if r["batch"] > 1])
+    with pytest.raises(NotTested, match=r"withheld: moe2 takes over 1\.3 times"):
+        evidence.latency_ratio(Results(tmp_path), "moe2", "ultramem")
 
 
 def test_latency_growth_with_the_sparse_ratio(tmp_path):
     rows = [timing(arch, 256, p, r) for arch, p, r in (("moe2", 2, 4), ("moe2", 8, 64), ("ultramem", 1, 4))]
     rows += [timing("ultramem", 256, 1.1, 64)]
+    rows = [entry | {"part": "ffn", "kv": "none"} for entry in rows] + [timing("moe2", 256, 3.0)]
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
     assert evidence.latency_growth(results, "moe2").value == pytest.approx(4)
     assert evidence.latency_growth(results, "moe2", against="ultramem").value == pytest.approx(4 / 1.1)
@@ -248,10 +284,11 @@ def test_latency_growth_with_the_sparse_ratio(tmp_path):
 def test_bytes_prefer_counts_to_declarations(tmp_path):
     runs = [grid_run("moe8"), grid_run("ultramem_v2")]
     rows = [
-        row("access", run=f"{arch}-s-s0", arch=arch, layer=None, batch=64, routing=routing, kind=kind, bytes=size)
+        row("access", run=f"{arch}-s-s0", arch=arch, part="ffn", batch=64, routing=routing, kind=kind, bytes=size)
         for arch, declared, counted in (("moe8", 900.0, 600.0), ("ultramem_v2", 100.0, 200.0))
         for routing, kind, size in (("uniform", "declared-expected", declared), ("trained", "counted", counted))
     ]
+    rows += [entry | {"part": "model", "bytes": 5000.0} for entry in rows] + [rows[1] | {"layer": 0, "bytes": 1.0}]
     folder = write(tmp_path, runs=runs, access=rows)
     assert evidence.bytes_ratio(Results(folder), "moe8", "ultramem_v2").value == 3
     declared = write(tmp_path, runs=runs, access=[r for r in rows if r["kind"] != "counted"])
@@ -293,6 +330,48 @@ def test_the_ledger_holds_every_claim_of_the_spec():
     assert numbers == {str(i) for i in range(1, 27)} | {f"B{i}" for i in range(1, 14)}
     assert all(entry.paper == ("blog" if entry.id[0] == "B" else entry.paper) for entry in LEDGER.claims)
     assert {entry.paper for entry in LEDGER.claims} == {"P1", "P2", "blog"}
+
+
+def arms_of(args):
+    return [*args.get("weights", ()), *args.get("arms", ()), *(args[key] for key in ("arm", "of", "against") if key in args)]
+
+
+def test_every_arm_that_a_claim_names_is_in_its_chain():
+    chains = load_chains()
+    for entry in LEDGER.claims:
+        if "chain" not in entry.args:
+            continue
+        chain = chains[entry.args["chain"]]
+        steps = [chain.base, *chain.steps]
+        if entry.metric.startswith("law"):  # names architectures
+            known = {step.arch or chain.base.arch for step in steps}
+            names = [entry.args[key] for key in ("arch", "of", "against") if key in entry.args]
+        else:
+            known = {name for step in steps for name in (step.id, step.label)}
+            names = [LEDGER.aliases.get(entry.args["chain"], {}).get(name, name) for name in arms_of(entry.args)]
+        assert names, entry.id
+        assert set(names) <= known, entry.id
+
+
+def test_every_health_metric_that_a_claim_names_is_written():
+    preset = load_preset("smoke")
+    models = match_size(preset, "xs").models
+    for entry in LEDGER.claims:
+        if entry.metric in ("health", "health_growth"):
+            model = models[entry.args.get("arch", "ultramem")].build()
+            model.refresh()
+            rows = health.measure(model, np.zeros(256, dtype=np.uint16), 256, "cpu")
+            assert entry.args["name"] in {found["metric"] for found in rows}, entry.id
+
+
+def test_every_architecture_and_task_that_a_claim_names_exists():
+    archs = {*load_preset("cpu").archs, "memory_plus"}  # the last is in no grid, which its claim then says
+    tasks = [name for suite in harness.SUITES.values() for name in suite]
+    for entry in LEDGER.claims:
+        if "chain" not in entry.args and entry.metric != "published_params_ratio":
+            assert {entry.args[key] for key in ("arch", "of", "against") if key in entry.args} <= archs, entry.id
+        for task in entry.args.get("tasks", ()):
+            assert any(fnmatch(name, task) for name in tasks), (entry.id, task)
 
 
 def test_published_changes_of_the_ablation_are_the_reference_table():

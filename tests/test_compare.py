@@ -13,7 +13,16 @@ from workflows.errors import UserError
 
 
 def timing(arch, p50, **values):
-    times = {"p20_ms": p50, "p50_ms": p50, "p80_ms": p50, "n_iters": 20, "bytes_declared": 1e6, "run": ""}
+    times = {
+        "variant": "plain",
+        "bytes_counted": 1e6,
+        "p20_ms": p50,
+        "p50_ms": p50,
+        "p80_ms": p50,
+        "n_iters": 20,
+        "bytes_declared": 1e6,
+        "run": "",
+    }
     how = {"phase": "decode", "part": "model", "kind": "measured", "device": "CPU: made up", "batch": 16, "threads": 1}
     return row("latency", **(times | how | {"arch": arch, "sparse_ratio": 0.0 if arch == "dense" else 12.0} | values))
 
@@ -27,8 +36,12 @@ def folder(path, hardware="CPU: made up", shift=0.0, **replaced):
         "arms": arms,
         "train": [row("train", run="dense-s-s0", step=i, split="train", loss=5.0 - i + shift) for i in range(3)],
         "evals": [row("evals", run="dense-s-s0", task="t", metric="acc", n=100, value=0.5, stderr=0.05)],
-        "access": [row("access", run="ultramem-s-s0", layer=None, batch=16, routing="uniform", bytes=1000.0)],
+        "access": [
+            row("access", run="ultramem-s-s0", layer=None, batch=16, routing="uniform", bytes=1000.0),
+            row("access", run="ultramem-s-s0", layer=None, batch=16, routing="trained", kind="counted", bytes=900.0),
+        ],
         "latency": [timing("dense", 2.0, device=hardware), timing("ultramem", 3.0, device=hardware)],
+        "machine": [row("machine", device=hardware, quantity="read", value=1e10)],
         "claims": [row("claims", id="1", verdict="reproduced")],
     }
     return write(path, **(tables | replaced))
@@ -65,6 +78,7 @@ def test_a_rerun_agrees_though_clocks_differ(tmp_path, capsys):
         ("train", {"loss": 5.01}, "loss"),
         ("evals", {"value": 0.52}, "value"),
         ("access", {"bytes": 1001.0}, "bytes"),
+        ("latency", {"bytes_counted": 2e6}, "bytes_counted"),
         ("latency", {"p50_ms": 0.5}, "p50_ms over yardstick"),
         ("arms", {"label": "other"}, "label"),
     ],
@@ -81,6 +95,41 @@ def test_one_changed_cell_differs(tmp_path, table, values, column):
 )
 def test_noise_of_a_rerun_is_let_through(tmp_path, table, values):
     assert not differing(*changed(tmp_path, table, **values))
+
+
+def counted_off_by(factor):
+    return [row("access", run="ultramem-s-s0", layer=None, routing="trained", kind="counted", bytes=900.0 * factor)]
+
+
+def test_counted_bytes_may_stray_where_declared_ones_may_not(tmp_path):
+    a, near, far = (folder(tmp_path / str(f), access=counted_off_by(f)) for f in (1.0, 1.05, 1.3))
+    assert not differing(a, near)
+    assert differing(a, far) == {("access", "bytes")}
+
+
+def test_the_speed_of_a_machine_is_a_note(tmp_path):
+    a, b = changed(tmp_path, "machine", value=2e10)
+    assert [(f.table, f.status) for f in compare.compare(a, b) if f.status != "agree"] == [("machine", "note")]
+    elsewhere = folder(tmp_path / "c", machine=[row("machine", device="CUDA: other", quantity="read", value=1e12)])
+    assert not differing(a, elsewhere)
+
+
+def test_modelled_and_measured_times_are_one_table(tmp_path):
+    modelled = [timing(a, p, kind="modelled", device="CUDA: A") for a, p in (("dense", 1.0), ("moe2", 3.0))]
+    a, b = (folder(tmp_path / name) for name in "ab")
+    for path, last in ((a, 3.0), (b, 3.1)):
+        schema.write(path / "latency_modelled.csv", "latency", [modelled[0], modelled[1] | {"p50_ms": last}])
+    assert differing(a, b) == {("latency", "p50_ms over yardstick")}
+
+
+def test_a_variant_is_held_against_the_plain_yardstick(tmp_path):
+    def rows(overlap):
+        # The yardstick is plain even where another variant of it comes first.
+        return [timing("dense", 9.0, variant="folded"), timing("dense", 2.0), timing("ultramem", overlap, variant="overlap")]
+
+    a, b = (folder(tmp_path / str(ms), latency=rows(ms)) for ms in (3.0, 6.0))
+    (finding,) = [f for f in compare.compare(a, b) if f.status == "differ"]
+    assert (finding.a, finding.b) == ("1.5", "3.0")
 
 
 def test_milliseconds_alone_are_never_compared(tmp_path):

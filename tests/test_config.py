@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import pytest
 import yaml
 
+from evals import harness
+from evals.memory_tasks import MixtureConfig
 from models.match import flops, params
 from workflows import ablate, matched, presets, resolve, runs, strict
 from workflows.errors import UserError
@@ -155,3 +157,44 @@ def test_every_preset_and_chain_resolves(name, tmp_path):
     plan, _ = resolve.resolve(load_preset(name), load_chains(), tmp_path)
     assert set(plan["chains"]) <= {row["chain"] for row in plan["arms"]}
     assert plan["grid"]
+
+
+@pytest.mark.parametrize("name", presets.preset_names())
+def test_decode_models_are_matched_and_their_tables_dwarf_caches(name):
+    preset = load_preset(name)
+    rows = matched.decode_models(preset)
+    for ratio in {row["sparse_ratio"] for row in rows}:
+        models = {row["arch"]: row["model"] for row in rows if row["sparse_ratio"] == ratio}
+        assert set(models) == set(preset.archs)
+        spent = [flops(model) for model in models.values()]
+        assert max(spent) < 1.01 * min(spent)
+    own = [row["model"].cost().sparse_params for row in rows if row["sparse_ratio"] == rows[0]["sparse_ratio"]]
+    assert min(filter(None, own)) > 64e6 or name == "smoke"
+
+
+def test_controls_are_worse_and_better_by_construction(smoke):
+    _, group = smoke
+    chain = load_chains()["controls"]
+    _, frozen_model, _ = arm(smoke, chain, 1)
+    assert (frozen_model.arch.frozen, frozen_model.arch.name) == ("layer", "ultramem")
+    assert flops(frozen_model) == pytest.approx(group.flops, rel=0.01)
+    _, router_model, _ = arm(smoke, chain, 2)
+    assert (router_model.arch.router_frozen, router_model.arch.name) == ("yes", "moe")
+    _, dense_model, _ = arm(smoke, chain, 3)
+    assert flops(dense_model) == pytest.approx(2 * group.flops, rel=0.01)
+
+
+@pytest.mark.parametrize("name", presets.preset_names())
+def test_evaluations_and_memory_tasks_of_a_preset_are_its_own(name):
+    """Lists and numbers of the cpu preset would be inherited: limits for two cores, a mixture for its small corpus."""
+    preset = load_preset(name)
+    evals = preset.measure.evals
+    for suite in evals.suites:
+        task, limit = harness.limited(suite, evals.limit)
+        assert task in ("perplexity", *harness.SUITES)
+        assert limit == evals.limit or name in ("cpu", "reference")
+    assert set(evals.online) <= set(harness.ONLINE)
+    mix = strict.build(MixtureConfig, preset.data["memory_tasks"], name)
+    share = {"cpu": 0.05, "reference": 0.05, "smoke": 0.05, "gpu1": 0.05, "paper": 0.0005}[name]
+    corpus = {"cpu": 13.8e6, "reference": 13.8e6, "smoke": 5.84e5, "gpu1": 2.7e9, "paper": 9.3e11}[name]
+    assert mix.n_tokens / (corpus + mix.n_tokens) == pytest.approx(share, rel=0.1)

@@ -486,6 +486,14 @@ def test_foreign_kernels_package(monkeypatch):
         harness.refuse_foreign_kernels()
 
 
+def test_a_suite_may_have_its_own_limit():
+    assert harness.limited("open:20", 60) == ("open", 20)
+    assert harness.limited("open", 60) == ("open", 60)
+    assert harness.limited("open:0", 60) == ("open", None)
+    with pytest.raises(UserError, match="'open:x': the limit after the colon is no whole number"):
+        harness.limited("open:x", 60)
+
+
 def test_mistakes_are_one_sentence(lm, wheel, tmp_path):
     with pytest.raises(UserError, match="no task 'arc_esy': choose among open, answers, memory"):
         evaluate(lm, ["arc_esy"], wheel, tmp_path, BioS())

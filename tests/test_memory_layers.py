@@ -14,6 +14,8 @@ from models.transformer import ModelConfig
 from models.tucker import Tucker
 from models.ultramem import UltraMemConfig
 from models.ultramem_v2 import UltraMemV2Config
+from workflows.optim import Optimizers
+from workflows.presets import Train
 
 D, L = 32, 4
 SIZES = {"d_ff": 24, "n_keys": 12, "d_key": 8, "top_m": 4}
@@ -107,7 +109,7 @@ def test_decoding_token_by_token_equals_the_whole_sequence(cfg):
         if memory.conv is not None:
             torch.nn.init.normal_(memory.conv.weight_kD)
     tokens_BT = torch.randint(0, 64, (2, 9))
-    cache = {}
+    cache = model.decode_state(2, 9)
     with torch.no_grad():
         steps = [model.logits(part, cache) for part in tokens_BT.split((4, 1, 1, 2, 1), dim=1)]
         assert torch.allclose(torch.cat(steps, 1), model.logits(tokens_BT), rtol=1e-9, atol=1e-11)
@@ -285,6 +287,7 @@ def test_placement_mistakes_are_one_sentence():
         ({"retrieval": "product"}, "n_cores 2 needs retrieval tucker"),
         ({"top_m": 577}, "exceeds the 576 cells"),
         ({"n_mem_heads": 0}, "n_mem_heads 0 must be at least 1"),
+        ({"frozen": "keys"}, "frozen 'keys' is not one of none, table, layer"),
     ],
 )
 def test_config_mistakes_name_the_field(fields, words):
@@ -425,3 +428,40 @@ def test_health_counts_use_and_scores():
     assert health["top1_score"] == pytest.approx(score_THmh.softmax(2).amax(2).mean().item(), rel=1e-5)
     assert health["recall_grid"] == health["recall_quadrant"] == 1.0
     assert set(layer_of(CONFIGS["v2"]).health(x_BTD)) - set(health) == {"core_lambda1", "core_lambda2_over_1"}
+
+
+def trained(arch, optimizer: str) -> tuple[set[str], set[str]]:
+    """Parameters of the memory layers that two steps of training change, and that they leave."""
+    torch.manual_seed(0)
+    model = model_of(arch).build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    cfg = Train(tokens=64, batch_size=2, seq_len=16, lr=0.01, value_optimizer=optimizer, precision="fp32")
+    optimizers = Optimizers(model, cfg)
+    for step in range(2):
+        optimizers.set_lr(step)
+        model.refresh()
+        sum(model.loss(*torch.randint(0, 64, (2, 2, 16)))).backward()
+        optimizers.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    inside = {name for name in before if name.startswith("memories.")}
+    assert changed >= before.keys() - inside  # the backbone always learns
+    return changed & inside, inside - changed
+
+
+@pytest.mark.parametrize("optimizer", ["dense", "rows"])
+@pytest.mark.parametrize("name", ["ultramem", "v2", "v2-ring", "memory_plus"])
+def test_frozen_parts_keep_their_initialisation(name, optimizer):
+    changed, kept = trained(CONFIGS[name], optimizer)
+    assert kept == set()
+    tables = {parameter for parameter in changed if "values_N" in parameter}
+    outputs = {parameter for parameter in changed if parameter.endswith("output.weight")}
+    assert trained(replace(CONFIGS[name], frozen="table"), optimizer) == (changed - tables, tables)
+    assert trained(replace(CONFIGS[name], frozen="layer"), optimizer) == (outputs, changed - outputs)
+
+
+def test_a_frozen_table_is_read_whole_whatever_its_optimizer():
+    table, row_TM = layer_of(replace(CONFIGS["v2"], frozen="table")).table, torch.tensor([[3, 1, 3]])
+    table.gradient = "rows"
+    read_NC, place_TM = table.read("values_NC", row_TM)
+    assert read_NC is table.values_NC
+    assert place_TM is row_TM

@@ -3,7 +3,6 @@
 import math
 import re
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -222,33 +221,27 @@ CFG = MixtureConfig(n_tokens=60_000, n_people=8, exposures=6)
 
 
 def test_the_mixture_is_a_function_of_its_seed(tokenizer):
-    stream = mixture(CFG, tokenizer, 1)
-    assert stream.dtype == np.uint16
-    assert np.array_equal(stream, mixture(CFG, tokenizer, 1))
-    assert not np.array_equal(stream, mixture(CFG, tokenizer, 2))
+    documents = mixture(CFG, tokenizer, 1)
+    assert documents == mixture(CFG, tokenizer, 1)
+    assert documents != mixture(CFG, tokenizer, 2)
 
 
 def test_the_mixture_holds_every_exposure_and_equal_shares(tokenizer):
-    stream = mixture(CFG, tokenizer, 1).tolist()
-    assert 0.97 * CFG.n_tokens < len(stream) <= CFG.n_tokens
-    assert stream[0] == 0
-    starts = [i for i, token in enumerate(stream) if token == 0] + [len(stream)]
-    parts = [stream[a + 1 : b] for a, b in pairwise(starts)]
-    documents = [tokenizer.decode(part) for part in parts]
+    documents = mixture(CFG, tokenizer, 1)
+    assert {task for task, _ in documents} == {*TASKS, "bios"}
     for i in range(CFG.n_people):
         name, values = CFG.bios.person(i)
-        assert sum(name in document and values["employer"] in document for document in documents) == CFG.exposures
+        assert sum(name in text and values["employer"] in text for _, text in documents) == CFG.exposures
     share = Counter()
-    for part, document in zip(parts, documents, strict=True):
-        share[document.split()[0]] += len(part) + 1
-    assert share["Phone"] == pytest.approx(share["VAR"], rel=0.1)
-    assert share["Phone"] == pytest.approx(share["f"], rel=0.1)
+    for task, text in documents:
+        share[task] += len(tokenizer.encode(text).ids) + 1
+    assert 0.97 * CFG.n_tokens < share.total() <= CFG.n_tokens
+    assert all(share[task] == pytest.approx(share["phone_book"], rel=0.1) for task in TASKS)
 
 
 def test_shuffled_documents(tokenizer):
-    """A window of the stream holds many tasks, not one."""
-    text = tokenizer.decode(mixture(CFG, tokenizer, 1).tolist()[:6000])
-    assert all(word in text for word in ("Phone book", "remember", " -> ", "f (", "magic", "VAR", "How many", " ; "))
+    """A stretch of the stream holds many tasks, not one."""
+    assert {task for task, _ in mixture(CFG, tokenizer, 1)[:200]} == {*TASKS, "bios"}
 
 
 def test_biographies_must_fit(tokenizer):

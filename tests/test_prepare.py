@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from evals.memory_tasks import MixtureConfig
 from workflows import contamination, corpus, errors, prepare
 from workflows.errors import UserError
 from workflows.prepare import DataConfig
@@ -257,6 +258,39 @@ def test_a_document_that_spells_the_marker_does_not_end_there(index, folders):
     shards = load_shards(out)
     assert int((shards.train == 0).sum()) == sum(s["documents"]["train"] for s in meta["sources"].values())
     assert any("<|endoftext|> spelled out" in text for text in texts(shards.train, out))
+
+
+def test_memory_tasks_follow_the_training_text_and_nothing_else(index, folders, tmp_path):
+    out, cache = folders
+    bare = prepare.prepare(SMALL, out, cache)
+    mixed = MixtureConfig(n_tokens=20_000, n_people=3, exposures=5)
+    meta = prepare.prepare(dataclasses.replace(SMALL, memory_tasks=mixed), tmp_path / "mixed", cache)
+    assert {name for name in bare["sha256"] if bare["sha256"][name] != meta["sha256"][name]} == {"train.bin"}
+    assert meta["segments"] == bare["segments"]
+    before, after = load_shards(out), load_shards(tmp_path / "mixed")
+    assert np.array_equal(after.train[: len(before.train)], before.train)
+    added = texts(after.train[len(before.train) :], tmp_path / "mixed")
+    source = meta["sources"]["memory_tasks"]
+    assert source["documents"] == {"train": len(added), "validation": 0, "test": 0}
+    assert source["bytes"]["train"] == sum(len(text.encode()) for text in added)
+    assert 0.9 * 20_000 < source["tokens"]["train"] == len(after.train) - len(before.train) <= 20_000
+    assert sum(task["documents"] for task in meta["memory_tasks"].values()) == len(added)
+    assert meta["memory_tasks"]["bios"] == {"documents": 15}
+    name, _ = mixed.bios.person(2)
+    assert sum(name in text for text in added) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{n_tokens: 3}", "is not JSON"),
+        ('{"n_token": 3}', "unknown key 'n_token' .did you mean n_tokens"),
+        ("{}", "missing n_tokens"),
+    ],
+)
+def test_misspelt_memory_tasks_are_one_sentence(text, words):
+    with pytest.raises(UserError, match=words):
+        prepare._mixture_config(text)
 
 
 def test_equal_inputs_give_equal_bytes(index, folders, tmp_path):

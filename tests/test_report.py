@@ -2,301 +2,31 @@
 
 import html
 import json
-import math
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from synthetic_folder import ARCHS, SIZES, folder, run_row
 
-from evals import schema
-from reports import build, figures, sections
+from evals import schema, stats
+from reports import build, evaluation, figures, latency, published, scaling, sections
 from reports import page as parts
 from workflows.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
-SIZES = {"d64": 64, "d128": 128, "d256": 256}
-DEVICE = "CPU: Synthetic 9000"
 SECTIONS = [name for name, _, _ in sections.SECTIONS]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 
 
-def run_row(run: str, arch: str, size: str, seed: int, loss: float, **change) -> dict:
-    d_model = SIZES[size]
-    active = 12 * d_model**2 * 4
-    params = active if arch == "dense" else 12 * active
-    row = {
-        "run": run,
-        "preset": "synthetic",
-        "arch": arch,
-        "size": size,
-        "seed": seed,
-        "d_model": d_model,
-        "n_layers": 4,
-        "params": params,
-    }
-    row |= {"active_params": active, "sparse_params": params - active, "flops_per_token": 2.0 * active, "tokens": 2_000_000}
-    row |= {"compute_share_memory": 0.17, "steps": 488, "train_loss": loss - 0.1, "val_loss": loss, "val_bpb": loss / 2.8}
-    row |= {"tokens_per_s": 9e5 / d_model, "core_seconds": 2.2 * d_model, "wall_s": 2.3 * d_model, "peak_rss_mb": 812.5}
-    row |= {"precision": "bf16", "threads": 1, "device": DEVICE, "status": "finished", "config_sha": "c0ffee" * 8}
-    row |= {"source_sha": "5eed" * 10, "git_commit": "0123456789abcdef" * 2, "git_dirty": False, "data_sha": "da7a" * 10}
-    row |= {
-        "seed_data": seed,
-        "seed_init": seed + 1,
-        "seed_rest": seed + 2,
-        "python": "3.11.2",
-        "torch": "2.13.0",
-        "resumed": 0,
-    }
-    row |= {"started": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:05:00Z", "host_os": "Linux x86_64"}
-    return row | change
-
-
-def synthetic(folder: Path, seeds: int = 1) -> Path:
-    """Every table, made up: six architectures, three sizes, two chains and a sweep."""
-    noise = random.Random(0)
-    tables = {name: [] for name in schema.TABLES}
-    for place, (size, d_model) in enumerate(SIZES.items()):
-        for rank, arch in enumerate(ARCHS):
-            sparse = {} if arch == "dense" else {"params_mismatch": noise.uniform(-0.02, 0.02), "memory_share": 0.2}
-            active = 12 * d_model**2 * 4
-            row = {
-                "preset": "synthetic",
-                "size": size,
-                "arch": arch,
-                "role": "matched",
-                "d_ff": 4 * d_model,
-                "params": 12 * active,
-            }
-            row |= {"active_params": active, "sparse_params": 11 * active, "flops_per_token": 2.0 * active, "trained": True}
-            row |= {"flops_mismatch": noise.uniform(-0.01, 0.01), "bytes_b1": 4.0 * active, "bytes_b64": 30.0 * active}
-            tables["matched_compute"].append(row | sparse)
-            if arch == "dense":
-                tables["matched_compute"].append(row | {"role": "comparator", "trained": False, "d_ff": 3 * d_model})
-            for seed in range(seeds):
-                run = f"{arch}-{size}-s{seed}"
-                end = 4.6 - 0.35 * place - 0.06 * rank + noise.gauss(0, 0.01)
-                tables["runs"].append(run_row(run, arch, size, seed, end))
-                for step in range(1, 489, 2):
-                    point = {"run": run, "step": step, "tokens": step * 4096, "loss": end + 4 * step**-0.6, "aux_loss": 0.001}
-                    point |= {"lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 9e5 / d_model, "elapsed_s": step * 0.4}
-                    tables["train"].append(point | {"split": "train"})
-                for step in (122, 244, 366, 488):
-                    for source, shift in (("all", 0), ("wiki", 0.1), ("dictionary", -0.2), ("code docs", -0.4)):
-                        loss = end + 4 * step**-0.6 + shift
-                        point = {
-                            "run": run,
-                            "step": step,
-                            "tokens": step * 4096,
-                            "split": "validation",
-                            "source": source,
-                            "loss": loss,
-                        }
-                        tables["train"].append(point)
-                for metric in ("share of values used", "KL from uniform", "top-1 score") * (arch != "dense"):
-                    for step in (122, 244, 366, 488):
-                        for layer in range(4):
-                            value = 1 - math.exp(-step / 200) + 0.05 * layer + 0.02 * rank
-                            tables["health"].append(
-                                {"run": run, "step": step, "layer": layer, "metric": metric, "value": value}
-                            )
-                for task, chance in (
-                    ("arc_easy", 0.25),
-                    ("piqa", 0.5),
-                    ("winogrande", 0.5),
-                    ("sciq", 0.25),
-                    ("boolq", 0.5),
-                ):
-                    score = {
-                        "run": run,
-                        "task": task,
-                        "metric": "acc",
-                        "n_shot": 0,
-                        "n": 500,
-                        "value": chance + 0.02 * rank + 0.01 * place,
-                    }
-                    tables["evals"].append(score | {"stderr": 0.02, "chance": chance, "higher_is_better": True})
-                score = {"run": run, "task": "wiki", "metric": "bits per byte", "n_shot": 0, "n": 300, "value": end / 2.8}
-                tables["evals"].append(score | {"stderr": 0.01, "higher_is_better": False})
-                spent = {
-                    "target": "train",
-                    "run": run,
-                    "core_seconds": 2.2 * d_model,
-                    "tokens": 2e6,
-                    "flops": 2e6 * 6.0 * active,
-                }
-                tables["cost"].append(spent)
-                plan = {
-                    "run": run,
-                    "arch": arch,
-                    "size": size,
-                    "tokens": 2_000_000,
-                    "predicted_core_s": 2.0 * d_model,
-                    "device": DEVICE,
-                }
-                tables["plan"].append(plan | {"predicted_disk_mb": 40.0, "calibrated_on": f"{arch}-d64-s0"})
-    chains = {
-        "ablation_ultramem": (
-            "+rm softmax",
-            "+half vdim+proj",
-            "+share query",
-            "+split big mem&skip",
-            "+IVE",
-            "+TDQKR",
-        ),
-        "ablation_ultramem_v2": ("+memory in every block", "+one projector", "+PEER values", "+variance-matched init"),
-    }
-    for chain, steps in chains.items():
-        loss, paper = 4.5, 2.828
-        for order, label in enumerate(("base", *steps)):
-            change, published = (noise.gauss(-0.02, 0.02), noise.gauss(-0.012, 0.01)) if order else (0, 0)
-            loss, paper = loss + change, paper + published
-            run = f"{chain}-{order}-d64-s0"
-            tables["runs"].append(run_row(run, "ultramem", "d64", 0, loss))
-            arm = {
-                "chain": chain,
-                "kind": "cumulative",
-                "step": f"s{order}",
-                "order": order,
-                "label": label,
-                "set": '{"x": 1}',
-                "run": run,
-            }
-            arm |= {"paper_train_loss": paper - 0.2, "paper_val_loss": paper}
-            tables["arms"].append(arm | ({"paper_delta_val": published} if order else {}))
-    for order, label in enumerate(("E=1", "E=4", "E=9", "E=16")):
-        run = f"sweep-E-{order}-d64-s0"
-        arm = {
-            "chain": "ultramem_sweep_E",
-            "kind": "sweep",
-            "step": f"s{order}",
-            "order": order,
-            "label": label,
-            "set": "{}",
-            "run": run,
-        }
-        tables["runs"].append(run_row(run, "ultramem", "d64", 0, 4.4 - 0.01 * order))
-        tables["arms"].append(arm | ({"paper_delta_val": -0.017 - 0.004 * order} if order else {}))
-    for arch in ARCHS:
-        for lr in (3e-4, 1e-3, 3e-3):
-            run = f"tuning-{arch}-{lr}"
-            loss = 4.5 + 0.1 * math.log10(lr / 1e-3) ** 2 - 0.02 * ARCHS.index(arch)
-            tables["runs"].append(run_row(run, arch, "d64", 0, loss, tokens=500_000))
-            setting = {"arch": arch, "setting": json.dumps({"lr": lr}), "lr": lr, "init": "paper", "run": run, "val_loss": loss}
-            tables["tuning"].append(setting | {"chosen": lr == 1e-3})
-        for d_model, threads in ((64, 1), (128, 1), (256, 1)):
-            timed = {
-                "benchmark": "training step",
-                "impl": "ours",
-                "arch": arch,
-                "d_model": d_model,
-                "tokens": 4096,
-                "threads": threads,
-            }
-            timed |= {
-                "precision": "bf16",
-                "p20_ms": 190.0,
-                "p50_ms": 200.0,
-                "p80_ms": 215.0,
-                "tokens_per_s": 20480.0,
-                "n_iters": 30,
-            }
-            timed |= {"ratio": 2.4 - 0.2 * ARCHS.index(arch), "versus": "plain PyTorch GPT, bf16", "device": DEVICE}
-            tables["speed"].append(timed)
-        for part in ("model", "ffn"):
-            for batch in (1, 4, 16, 64, 256):
-                slow = {"moe2": 3.0, "moe8": 4.0}.get(arch, 1.0) if 4 <= batch <= 64 else 1.1
-                step = {
-                    "run": f"{arch}-d256-s0",
-                    "arch": arch,
-                    "size": "d256",
-                    "phase": "decode",
-                    "part": part,
-                    "batch": batch,
-                    "context": 256,
-                }
-                step |= {
-                    "kv": "mha",
-                    "sparse_ratio": 0.0 if arch == "dense" else 11.0,
-                    "dtype": "fp32",
-                    "bytes_declared": 1e6 * batch,
-                }
-                middle = slow * (1 + 0.1 * ARCHS.index(arch)) * (1 + batch / 40) * (1.0 if part == "model" else 0.5)
-                spread = {"p20_ms": 0.92 * middle, "p50_ms": middle, "p80_ms": 1.1 * middle, "n_iters": 50, "threads": 1}
-                tables["latency"].append(step | spread | {"kind": "measured", "device": DEVICE})
-                modelled = {
-                    "run": "",
-                    "size": "1.6B",
-                    "context": 2048,
-                    "dtype": "bf16",
-                    "p50_ms": 2 * middle,
-                    "kind": "modelled",
-                }
-                for device in ("CUDA: A100", "CUDA: H100"):
-                    tables["latency"].append(step | modelled | {"run": f"{arch}-1.6B", "device": device})
-        for ratio in (0.0,) if arch == "dense" else (3.0, 11.0, 23.0):
-            step = {
-                "run": "",
-                "arch": arch,
-                "size": "d256",
-                "phase": "decode",
-                "part": "ffn",
-                "batch": 64,
-                "context": 256,
-                "kv": "mha",
-            }
-            step |= {
-                "sparse_ratio": ratio,
-                "dtype": "fp32",
-                "threads": 1,
-                "p20_ms": 1.0 + ratio / 10,
-                "p50_ms": 1.1 + ratio / 9,
-                "p80_ms": 1.2 + ratio / 8,
-            }
-            if ratio not in (0.0, 11.0):
-                tables["latency"].append(step | {"n_iters": 50, "bytes_declared": 1e6, "kind": "measured", "device": DEVICE})
-        for kind, routing in (("declared-worst", "worst"), ("declared-expected", "uniform"), ("counted", "trained")):
-            for batch in (1, 16, 256):
-                touched = {
-                    "run": f"{arch}-d256-s0",
-                    "arch": arch,
-                    "batch": batch,
-                    "routing": routing,
-                    "kind": kind,
-                    "rows_read": 8.0 * batch,
-                }
-                tables["access"].append(
-                    touched | {"rows_unique": 7.0 * batch, "bytes": 1e6 * (1 + ARCHS.index(arch)) * batch**0.7}
-                )
-    for place, verdict in enumerate(list(sections.SIGNS) * 5):
-        claim = {"id": f"C{place + 1}", "paper": ("P1", "P2", "blog")[place % 3], "source": "table 1", "verdict": verdict}
-        claim |= {
-            "statement": f"Claim {place}: <b>memory</b> & experts reach the same loss at equal compute.",
-            "metric": "a - b",
-        }
-        claim |= {"reason": "The interval of the paired difference over three seeds holds zero.", "published": "−0.02"}
-        claim |= {"value": -0.01, "ci_low": -0.03, "ci_high": 0.01, "n": 3} if verdict != "not tested" else {}
-        tables["claims"].append(claim | {"scale": "d256, 2 M tokens"})
-    for target, seconds in (("data", 90.0), ("latency", 240.0), ("evaluation", 180.0)):
-        tables["cost"].append({"target": target, "core_seconds": seconds})
-    for name, rows in tables.items():
-        schema.write(folder / f"{name}.csv", name, rows)
-    sources = {
-        name: {"documents": 1000, "bytes": 10**7, "licence": "CC-BY-SA 4.0", "sha256": "ab" * 32}
-        for name in ("wiki", "dictionary")
-    }
-    (folder / "data.json").write_text(json.dumps({"corpus": "bundled", "tokens": 8_123_456, "sources": sources}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    return synthetic(tmp_path_factory.mktemp("results") / "synthetic")
+    return folder(tmp_path_factory.mktemp("results") / "synthetic")
 
 
 @pytest.fixture(scope="module")
@@ -304,12 +34,32 @@ def page(results) -> str:
     return build.render(results)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures hold their axes' labels alone: laying one out and saving it is most of what a page costs."""
+    monkeypatch.setattr(figures, "svg", lambda name, alt, figure: f'<svg aria-label="{html.escape(alt)}"></svg>')
+
+
 def section(page: str, name: str) -> str:
     return page.split(f'<section id="{name}"')[1].split("</section>")[0]
 
 
-def copy_of(results: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(results, folder / "copy"))
+def table(page: str, words: str) -> list[list[str]]:
+    """The cells, as text, of the only table whose caption holds `words`."""
+    (figure,) = (part for part in re.findall(r'<figure class="tabled.*?</figure>', page, re.S) if words in html.unescape(part))
+    rows = re.findall(r"<tr.*?</tr>", figure, re.S)
+    return [
+        [html.unescape(re.sub("<.*?>", "", cell)).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.S)]
+        for row in rows
+    ]
+
+
+def copy_of(results: Path, path: Path) -> Path:
+    return Path(shutil.copytree(results, path / "copy"))
+
+
+def rewrite(path: Path, table: str, change) -> None:
+    schema.write(path, table, change(schema.read(path, table)))
 
 
 def test_the_page_loads_nothing_and_is_light(page):
@@ -354,15 +104,194 @@ def test_every_section_is_drawn_and_names_its_csv(page):
     assert page.count("<figure") == page.count("<figcaption")
 
 
-def test_devices_and_models_are_labelled_and_never_on_one_axis(page):
-    figures_of = re.findall(r'<figure class="picture">.*?</figure>', section(page, "latency"), re.S)
-    assert len(figures_of) == 2
-    for figure, kind, device, other in zip(figures_of, ("measured", "modelled"), ("CPU", "CUDA"), ("CUDA", "CPU"), strict=True):
-        assert f'<span class="badge">{kind}</span>' in figure
-        assert f'<span class="badge">{device}</span>' in figure
-        assert f"{other}: " not in figure
-    labels = re.findall(r'aria-label="Decode step, 1.6B, whole model\s+modelled, ([^,]*),', section(page, "latency"))
-    assert labels == ["CUDA: A100", "CUDA: H100"]
+def test_devices_and_models_are_labelled_and_never_in_one_curve(page):
+    drawn = re.findall(r'<figure class="picture">.*?</figure>', section(page, "latency"), re.S)
+    kinds = []
+    for figure in drawn:
+        badges = re.findall(r'<span class="badge">(.*?)</span>', figure)
+        kinds.append([badge for badge in badges if badge in ("measured", "modelled")])
+        assert {"measured": "CPU", "modelled": "CUDA"}[kinds[-1][0]] in badges
+        for title in re.findall(r'aria-label="[^"]*"', figure):
+            assert ("measured" in title) != ("modelled" in title)
+            assert ("A100" in title) + ("H100" in title) <= 1
+    assert kinds == [["measured"]] * 3 + [["modelled"]] * 2
+    assert re.search(r'aria-label="Decode step, size decode, whole model\s+measured, CPU', section(page, "summary"))
+
+
+def test_one_curve_is_of_one_device(results):
+    """Two devices in one setting would give each line two points a batch."""
+    frame = latency.timings(parts.Results(results))
+    other = frame[frame["kind"] == "measured"].assign(device="CPU: Another", p50_ms=lambda rows: 9 * rows["p50_ms"])
+    both = latency.batch_panels(pd.concat([frame[frame["kind"] == "measured"], other]), "x")
+    assert len(list(both)) == 2 * len(list(latency.batch_panels(other, "x")))
+
+
+def test_speed_ups_over_a_slow_moe_are_withheld(results, page):
+    pairs = latency.speed_ups(latency.timings(parts.Results(results)))
+    measured = pairs[(pairs["kind"] == "measured") & (pairs["part"] == "model") & (pairs["dtype"] == "fp32")]
+    slow = measured[(measured["key_moe"] == "moe8") & (measured["batch"] == 16)]
+    assert slow["value"].isna().all()
+    assert slow["distance"].tolist() == pytest.approx([1.5])
+    rest = measured[(measured["key_moe"] == "moe8") & (measured["batch"] == 4)]
+    assert rest["value"].tolist() == pytest.approx((rest["p50_ms_moe"] / rest["p50_ms"]).tolist())
+    shown = table(page, "Speed-up over MoE")
+    row = next(row for row in shown if row[:5] == ["MoE-8", "UltraMemV2", "fp32", "whole model", "16"])
+    assert row[7] == "withheld: MoE is 1.50 x its own roofline"
+    assert "MoE-2 over UltraMem" in section(page, "latency")
+    assert pairs[pairs["kind"] == "modelled"]["value"].notna().all()
+
+
+def test_a_speed_up_needs_a_roofline(undrawn, results, tmp_path):
+    path = copy_of(results, tmp_path)
+    rewrite(path / "latency.csv", "latency", lambda frame: frame.assign(predicted_ms=None))
+    page = build.render(path)
+    assert {row[7] for row in table(page, "Speed-up over MoE")[1:]} == {"withheld: MoE has no roofline"}
+    assert "no measured row has a predicted_ms" in section(page, "latency")
+
+
+def test_sparse_ratios_pair_with_the_nearest(results):
+    frame = latency.timings(parts.Results(results))
+    pairs = latency.speed_ups(frame[(frame["kind"] == "measured") & (frame["variant"] == "plain")])
+    assert (pairs["sparse_ratio"] / pairs["sparse_ratio_moe"]).between(0.9, 1.11).all()
+    lone = frame[~(frame["arch"].isin(["moe2", "moe8"]) & (frame["sparse_ratio"] < 5))]
+    assert (latency.speed_ups(lone[lone["kind"] == "measured"])["sparse_ratio"] > 5).all()
+    assert (
+        pairs[(pairs["batch"] == 64) & (pairs["dtype"] == "fp32") & (pairs["part"] == "model")]["sparse_ratio"].nunique() == 6
+    )
+
+
+def test_tricks_and_predictions_are_ratios_to_the_plain_step(page):
+    rows = table(page, "inference tricks")
+    assert [(row[0], row[9]) for row in rows[1:]] == [("folded", "1.20"), ("overlap", "0.90")]
+    rows = {tuple(row[:6]): row[6:-1] for row in table(page, "Measured over predicted")}
+    assert rows["MoE-8", "decode", "11.1", "whole model", "fp32", "1"] == ["1.10", "1.10", "1.50", "1.10", "1.10", "10%"]
+
+
+def test_other_machines_times_stand_beside_ours_without_their_runs(undrawn, results, tmp_path):
+    path = copy_of(results, tmp_path)
+    change = {"device": "CUDA: Another", "run": "dense-d64-s0"}
+    rewrite(path / "latency.csv", "latency", lambda frame: frame.assign(**change))
+    page = build.render(results, [path])
+    assert "measured, CUDA, fp32" in page
+    assert "measured, CPU, fp32" in page
+    assert "dense-d64-s0" in set(latency.timings(parts.Results(path))["run"])
+    assert set(latency.timings(parts.Results(results, [path]))["run"]) == {""}
+
+
+def test_bytes_are_counted_over_expected(page):
+    rows = table(page, "Bytes counted over bytes expected")
+    assert {cell for row in rows[1:] for cell in row[5:]} == {"0.900"}
+    assert "published" in section(page, "access")
+
+
+def test_three_points_are_no_law_and_four_are(results, page):
+    rows = table(page, "Every fit")
+    laws = {(row[0], row[1], row[2]): row[4:7] for row in rows[1:]}
+    assert laws["activated parameters", "Dense", "–"] == ["not a law: 3 points, a law needs 4", "–", "–"]
+    law, r2, worst = laws["sparse over activated parameters", "UltraMem", "half as dense"]
+    assert law.startswith("y = a − b log₁₀(x): a = 4.5")
+    assert 0.9 < float(r2) < 1
+    assert 0 < float(worst) < 0.02
+    series = [one for _, found in scaling._axes(parts.Results(results)) for one in found]
+    slopes = [one.law.params["b"] for one in series if isinstance(one.law, stats.Fit)]
+    assert slopes == pytest.approx([0.1, 0.1], abs=0.02)
+    assert {one.law.n for one in series if isinstance(one.law, stats.NotALaw)} == {3}
+
+
+def test_a_chain_alone_has_its_laws(undrawn, results, tmp_path):
+    arms = schema.read(results / "arms.csv", "arms").query("chain == 'sparsity'")
+    runs = schema.read(results / "runs.csv", "runs")
+    schema.write(tmp_path / "arms.csv", "arms", arms)
+    schema.write(tmp_path / "runs.csv", "runs", runs[runs["run"].isin(arms["run"])])
+    page = build.render(tmp_path)
+    assert {row[0] for row in table(page, "Every fit")[1:]} == {"sparse over activated parameters"}
+    assert "runs.csv holds no finished run of the comparison" in section(page, "losses")
+
+
+def test_a_line_is_drawn_through_a_law_only(results):
+    lines = {}
+    for words, series in scaling._axes(parts.Results(results)):
+        axes = Figure().add_subplot()
+        figures.laws.__wrapped__(axes, series, title="", x_label="", y_label="")
+        lines[words] = len(axes.lines)
+    assert set(lines.values()) == {0, 2}
+    assert lines["sparse over activated parameters"] == 2
+
+
+def test_the_papers_points_are_those_of_the_reference():
+    frame = published.losses()
+    dense = frame[frame["model"] == "Dense-1.6B"].iloc[0]
+    assert (dense["arch"], dense["active_params"], dense["params"], dense["loss"]) == ("dense", 1.605e9, 1.61e9, 2.49)
+    v2 = frame[frame["model"] == "V2-2.5B/120B-top256"]
+    assert v2[["arch", "active_params", "params", "tokens", "loss"]].to_numpy().tolist() == [
+        ["ultramem_v2", 2.5e9, 1.2e11, 1.6e12, 1.835]
+    ]
+
+
+def test_published_scores_are_as_printed(page):
+    header, *rows = table(page, "P2 table 3")
+    assert dict(zip(header, next(row for row in rows if row[0].startswith("OLMoE-227M")), strict=True))["WinoGrande"] == "58.9"
+    header, *rows = table(page, "P2 table 2")
+    assert dict(zip(header, rows[0], strict=True))["find needle"] == "96.5"
+
+
+def test_scores_stand_in_the_table_of_their_subject(page):
+    subjects = ["arc_easy", "perplexity test/wiki", "phone_book/4", "phone_book", "bios", "corpus_facts", "lambada"]
+    assert [evaluation.subject(task) for task in subjects] == [
+        "open",
+        "perplexity",
+        "memory",
+        "memory",
+        "people",
+        "corpus",
+        "open",
+    ]
+    public, memory = table(page, "Public tasks"), table(page, "synthetic analogues; corpus_facts")
+    assert {row[1] for row in public[1:]} == {"arc_easy", "piqa", "sciq", "lambada"}
+    assert {row[1].partition("/")[0] for row in memory[1:]} == {"phone_book", "variable_tracking", "bios", "corpus_facts"}
+    assert ["d256", "bios", "bits_per_parameter", "0", "500", "0.000", "0.000 ± 0.0001"] in [row[:7] for row in memory]
+    assert ["d256", "test", "UltraMem"] in [row[:3] for row in table(page, "Bits per byte")]
+    assert "phone_book (chance dotted)" in section(page, "evaluations")
+    assert "perplexity" not in str(public)
+
+
+def test_controls_are_points_over_chance(page):
+    rows = {row[0]: row[1:] for row in table(page, "Controls:")}
+    assert [rows[name][2] for name in rows] == ["change", "–", "+0.139", "+0.239", "−0.261"]
+    assert rows["memory frozen"][3:] == ["+2.0", "+3.0", "+3.0", "+1.0"]
+    assert "controls" not in re.findall(r"<b>Table \d+\.</b> (\w+) \(", section(page, "ablations"))
+
+
+def test_a_claim_leads_to_its_runs(page):
+    row = section(page, "claims").split('<tr id="claim-C1">')[1].split("</tr>")[0]
+    assert '<a href="#run-dense-d64-s0">dense-d64-s0</a>' in row
+    assert "elsewhere" not in row
+
+
+@pytest.mark.parametrize("text", ["", "device,id\nA,1\n"], ids=["empty", "foreign"])
+def test_unusable_statements_are_one_sentence(undrawn, results, tmp_path, text):
+    path = copy_of(results, tmp_path)
+    (path / "statements.csv").write_text(text)
+    with pytest.raises(UserError, match=r"statements.csv (cannot be read|is not a CSV)"):
+        build.render(path)
+    (path / "statements.csv").unlink()
+    assert "statements.csv is absent" in build.render(path)
+
+
+def test_peers_are_times_over_ours(page):
+    rows = table(page, "Public implementations")
+    assert {(row[1], row[9]) for row in rows[1:]} == {("ours", "1.00"), ("a peer", "2.50")}
+
+
+def test_pictures_are_named_and_their_links_can_be_reached(page):
+    pictures = re.findall(r'<svg role="(\w+)" aria-label="([^"]+)".*?>(.*?)</svg>', page, re.S)
+    assert len(pictures) > 30
+    assert all(role == ("group" if "<a " in drawn else "img") for role, _, drawn in pictures)
+
+
+def test_chains_without_published_numbers_have_no_columns_for_them(page):
+    assert table(page, "sparsity (sweep)")[0] == ["#", "step", "train loss", "val loss", "change"]
+    assert "paper change" in table(page, "ultramem (cumulative)")[0]
 
 
 def test_every_loss_leads_to_its_run(page, results):
@@ -381,7 +310,7 @@ def test_every_loss_leads_to_its_run(page, results):
 def test_numbers_of_the_tables_are_those_of_the_csvs(results, page):
     runs = schema.read(results / "runs.csv", "runs").set_index("run")["val_loss"]
     arms = schema.read(results / "arms.csv", "arms")
-    arms = arms[arms["chain"] == "ablation_ultramem"]
+    arms = arms[arms["chain"] == "ultramem"]
     change = runs[arms["run"].iloc[2]] - runs[arms["run"].iloc[1]]
     row = section(page, "ablations").split(">+half vdim+proj</td>")[1].split("</tr>")[0]
     cells = re.findall(r"[−+]?[0-9]\.[0-9]{3}(?=<)", row)
@@ -389,7 +318,7 @@ def test_numbers_of_the_tables_are_those_of_the_csvs(results, page):
     want = [runs[arms["run"].iloc[2]] - 0.1, runs[arms["run"].iloc[2]], change, *paper]
     assert cells == [f"{value:{form}}".replace("-", "−") for value, form in zip(want, [".3f", ".3f", "+.3f"] * 2, strict=True)]
     assert f">{runs[arms['run'].iloc[-1]]:.3f}</text>" in section(page, "ablations")
-    sweep = runs["sweep-E-3-d64-s0"] - runs["sweep-E-0-d64-s0"]
+    sweep = runs["sparsity.3-0.0-d64-s0"] - runs["sparsity.0-0.0-d64-s0"]
     assert f"{sweep:+.3f}".replace("-", "−") in section(page, "ablations")
     gap = runs["ultramem-d64-s0"] - runs["dense-d64-s0"]
     assert f"{gap:+.3f}".replace("-", "−") in section(page, "losses")
@@ -400,10 +329,10 @@ def test_ablation_and_tuning_runs_stay_out_of_the_comparison(results):
     assert sorted(grid["run"]) == sorted(f"{arch}-{size}-s0" for arch in ARCHS for size in SIZES)
 
 
-def test_seeds_are_a_mean_and_a_spread_with_a_link_each(tmp_path):
-    folder = synthetic(tmp_path / "three", seeds=3)
-    page = build.render(folder)
-    losses = schema.read(folder / "runs.csv", "runs").set_index("run")["val_loss"]
+def test_seeds_are_a_mean_and_a_spread_with_a_link_each(undrawn, tmp_path):
+    path = folder(tmp_path / "three", seeds=3)
+    page = build.render(path)
+    losses = schema.read(path / "runs.csv", "runs").set_index("run")["val_loss"]
     losses = losses[[f"pkm-d64-s{seed}" for seed in range(3)]]
     assert f"{losses.mean():.3f} ± {losses.std():.3f}" in section(page, "losses")
     assert all(f'<a href="#run-pkm-d64-s{seed}">{seed}</a>' in section(page, "losses") for seed in range(3))
@@ -421,19 +350,20 @@ def test_verdicts_are_counted(page):
 
 
 @pytest.mark.parametrize(
-    "absent", [{"runs"}, {"train", "arms"}, set(schema.TABLES) - {"runs"}], ids=["runs", "two", "all but runs"]
+    "absent", [{"runs"}, {"train", "arms"}, set(parts.WRITER) - {"runs"}], ids=["runs", "two", "all but runs"]
 )
-def test_an_absent_csv_is_a_sentence_with_a_reason(results, tmp_path, absent):
-    folder = copy_of(results, tmp_path)
-    for table in absent:
-        (folder / f"{table}.csv").unlink()
-    page = html.unescape(build.render(folder))
-    for table in schema.TABLES:
+def test_an_absent_csv_is_a_sentence_with_a_reason(undrawn, results, tmp_path, absent):
+    path = copy_of(results, tmp_path)
+    for name in parts.FILES:
+        if name.removesuffix("_modelled") in absent:
+            (path / f"{name}.csv").unlink()
+    page = html.unescape(build.render(path))
+    for table in parts.WRITER:
         sentence = f"Not measured in this run: {table}.csv is absent ({parts.WRITER[table]})."
         assert (sentence in page) == (table in absent), table
 
 
-def test_a_csv_without_rows_is_a_sentence_too(results, tmp_path):
+def test_a_csv_without_rows_is_a_sentence_too(undrawn, results, tmp_path):
     folder = copy_of(results, tmp_path)
     schema.write(folder / "arms.csv", "arms", [])
     assert "Not measured in this run: arms.csv has no rows" in section(build.render(folder), "ablations")
@@ -451,13 +381,13 @@ def test_runs_alone_and_an_unfinished_run_make_a_report(results, tmp_path):
     assert "stopped" in section(build.render(folder), "provenance")
 
 
-def test_an_architecture_the_report_does_not_know_is_drawn(tmp_path):
+def test_an_architecture_the_report_does_not_know_is_drawn(undrawn, tmp_path):
     rows = [run_row(f"{arch}-{size}-s0", arch, size, 0, 4.5) for arch in ("dense", "peer") for size in SIZES]
     schema.write(tmp_path / "runs.csv", "runs", rows)
     assert section(build.render(tmp_path), "losses").count("peer") >= 4
 
 
-def test_a_foreign_csv_and_an_empty_folder_are_one_sentence(results, tmp_path):
+def test_a_foreign_csv_and_an_empty_folder_are_one_sentence(undrawn, results, tmp_path):
     folder = copy_of(results, tmp_path)
     text = (folder / "evals.csv").read_text()
     (folder / "evals.csv").write_text(text.replace("stderr", "standard_error", 1))

@@ -1,13 +1,17 @@
 """The access counter against P1 figure 1c and Monte Carlo; the roofline against a table worked out independently."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
-from evals import access, roofline, schema
+from evals import access, roofline, schema, statements
 from models.cost import Cost, Part, dense
 from workflows.errors import UserError
 
 DEVICES, LAUNCHES = roofline.load()
+P1 = access.p1("ultramem", "1.6B")
 
 GOLDEN_A100 = {
     "mha": {1: 1.09, 4: 2.03, 16: 2.80, 64: 1.99, 256: 1.25, 1024: 1.03, 4096: 1.00, 65536: 1.00},
@@ -79,13 +83,24 @@ def test_zipf_with_no_skew_is_uniform():
 
 def test_declared_rows_fit_the_schema_and_the_formula(tmp_path):
     cost = Cost((dense("ffn", "ffn", 100), Part("values", "table", 50, 10, 4)))
-    rows = list(access.declared("ultramem-tiny-s0", "ultramem", cost, (1, 100), itemsize=4))
+    view = access.View("model", cost, "mha", 7, cache=20.0)
+    rows = list(access.declared("ultramem-tiny-s0", "ultramem", "tiny", view, (1, 100), "fp32"))
     schema.write(tmp_path / "access.csv", "access", rows)
     table = schema.read(tmp_path / "access.csv", "access").set_index(["batch", "routing"])
-    assert table.loc[(1, "worst"), "bytes"] == 4 * (100 + 40)
-    assert table.loc[(100, "worst"), "bytes"] == 4 * (100 + 500)
+    assert table.loc[(1, "worst"), "bytes"] == 4 * (100 + 40) + 20
+    assert table.loc[(100, "worst"), "bytes"] == 4 * (100 + 500) + 2000
     assert table.loc[(100, "zipf"), "rows_unique"] < 50
     assert table.loc[(100, "zipf"), "rows_read"] == 400
+    assert set(table.kv) == {"mha"}
+    assert set(table.context) == {7}
+
+
+def test_views_of_a_published_model_add_attention_and_cache():
+    views = access.p1("dense", "1.6B").views(context=10)
+    weights = {(v.part, v.kv): v.cost.params for v in views}
+    assert weights[("model", "mha")] - weights[("ffn", "none")] == 32 * 4 * 2048**2
+    assert weights[("model", "mha")] - weights[("model", "gqa")] == pytest.approx(32 * 2 * 7 / 8 * 2048**2)
+    assert [(v.context, v.cache) for v in views] == [(0, 0), (0, 0), (10, 2 * 2 * 10 * 2048 * 32), (10, 2 * 2 * 10 * 256 * 32)]
 
 
 @pytest.mark.parametrize("kv", ["mha", "gqa", "none"])
@@ -102,8 +117,6 @@ def test_golden_ratio_to_dense_and_batch_1():
 
 
 def test_golden_batch_1_of_a_badly_run_moe():
-    from dataclasses import replace
-
     moe, slow = access.p1("moe2", "1.6B"), replace(DEVICES["A100"], launch_s=1e-5)
     loop = roofline.decode(moe, slow, LAUNCHES, 1, experts="loop").seconds
     assert (1e3 * loop, ms("moe2", 1, experts="all")) == (pytest.approx(7.8, abs=0.1), pytest.approx(25.8, abs=0.2))
@@ -134,9 +147,69 @@ def test_rows_are_labelled_modelled_and_fit_the_schema(tmp_path):
     assert one[one.device.str.contains("A100")].p50_ms.item() == pytest.approx(ms("moe2", 64))
 
 
-def test_the_report_prints_its_inputs_and_both_statements():
-    text = roofline.report({"A100": DEVICES["A100"]}, LAUNCHES)
-    for words in ("2.039 TB/s x 0.85", "launch 2.5 us", "moe2 1.6B: 32 x 2048, 21.36 B", "B1 ", "B2 ", "1.09x"):
+def test_a_folded_record_is_a_vector_of_d_model_per_core():
+    plain, folded = (m.slots.only("table").parts[0] for m in (P1, access.folded(P1)))
+    assert (folded.rows, folded.width, folded.reads) == (4 * plain.rows, 2 * 2048, plain.reads)
+    assert access.folded(P1).cost().params - P1.cost().params == 6 * (16 * plain.params - plain.params - 1024 * 2048)
+
+
+def test_folding_loses_once_values_outweigh_the_projections():
+    whole = access.p1("ultramem", "1.6B", expansion=4)
+    few, many = (
+        [roofline.VARIANTS[v](whole, DEVICES["A100"], LAUNCHES, b).seconds for v in ("folded", "plain")] for b in (1, 256)
+    )
+    assert few[0] < few[1]
+    assert many[0] > many[1]
+
+
+@pytest.mark.parametrize("part", ["model", "ffn"])
+def test_overlap_hides_launches_but_moves_every_byte(part):
+    device = replace(DEVICES["A100"], launch_s=0.0)
+    for batch in (1, 64, 4096):
+        plain, beside = (roofline.VARIANTS[v](P1, device, LAUNCHES, batch, part=part) for v in ("plain", "overlap"))
+        assert beside.bytes == plain.bytes
+        assert beside.seconds <= plain.seconds
+        if plain.bytes_bound_share == 1:
+            assert beside.seconds == pytest.approx(plain.seconds)
+    slow = replace(DEVICES["A100"], launch_s=1.0)
+    plain, beside = (roofline.VARIANTS[v](P1, slow, LAUNCHES, 1, part=part) for v in ("plain", "overlap"))
+    assert plain.seconds - beside.seconds == pytest.approx(6 * (3 + 1 + 3), rel=1e-3)
+
+
+def test_rows_hold_both_tricks_of_ultramem_and_of_nothing_else(tmp_path):
+    schema.write(tmp_path / "latency.csv", "latency", roofline.rows(DEVICES, LAUNCHES, (16,)))
+    table = schema.read(tmp_path / "latency.csv", "latency")
+    assert set(table[table.variant != "plain"].arch) == {"ultramem"}
+    one = table[
+        (table["size"] == "151M") & (table.arch == "ultramem") & (table.kv == "gqa") & table.device.str.contains("H100")
+    ]
+    assert sorted(one.variant) == ["folded", "overlap", "plain"]
+    assert one.sparse_ratio.nunique() == 1
+    assert one.p50_ms.nunique() == 3
+
+
+VERDICTS = {
+    "B1": "contradicted",
+    "B2, claim 6": "holds only with small KV traffic",
+    "B3": "holds",
+    "claim 8, B9": "holds",
+    "S4": "contradicted",
+}
+
+
+def test_statements_are_ruled_on_by_cache(tmp_path, capsys):
+    rows = statements.statements(DEVICES["A100"], LAUNCHES)
+    assert {row["id"]: row["verdict"] for row in rows if row["id"] in VERDICTS} == VERDICTS
+    assert "1.09x" in next(row for row in rows if row["id"] == "B1")["modelled"]
+    small = replace(DEVICES["A100"], memory=1e15, bandwidth=2e11)
+    changed = {row["id"]: row["verdict"] for row in statements.statements(small, LAUNCHES)}
+    assert changed["P1 figure 1b"] == "holds"
+    roofline.main(["--statements", str(tmp_path / "deep" / "statements.csv")])
+    written = pd.read_csv(tmp_path / "deep" / "statements.csv")
+    assert list(written) == ["device", "id", "statement", "published", "modelled", "verdict"]
+    assert len(written) == 3 * len(rows)
+    text = capsys.readouterr().out
+    for words in ("2.039 TB/s x 0.85", "launch 2.5 us", "moe2 1.6B: 32 x 2048, 21.36 B", "B1: ", "B2, ", "1.09x"):
         assert words in text
 
 

@@ -1,5 +1,6 @@
 """The whole pipeline as a user runs it: real text, six models, report; and again with snakemake killed in the middle."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from evals import schema
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -50,9 +53,55 @@ def test_smoke_trains_all_six_and_renders(finished):
     assert f"{runs.val_loss.min():.3f}" in page
 
 
+def test_smoke_is_evaluated_counted_timed_and_ruled_on(finished):
+    results = finished / "results/smoke"
+    runs = set(schema.read(results / "runs.csv", "runs").run)
+    evals = schema.read(results / "evals.csv", "evals")
+    assert set(evals.run) == runs
+    per_run = evals.groupby("run").apply(lambda rows: sorted(zip(rows.task, rows.metric, strict=True)), include_groups=False)
+    assert all(rows == per_run.iloc[0] for rows in per_run)
+    assert {"perplexity validation/all", "arc_easy", "squad", "phone_book", "bios", "corpus_facts"} <= set(evals.task)
+    losses = evals[(evals.task == "perplexity validation/all") & (evals.metric == "loss_per_token")]
+    assert (losses.value < losses.chance).all()
+    assert set(schema.read(results / "access.csv", "access").query("kind == 'counted'").run) == runs
+    latency = schema.read(results / "latency.csv", "latency")
+    assert set(latency.arch) == {"dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2"}
+    assert set(latency.kind) == {"measured"}
+    assert set(schema.read(results / "latency_modelled.csv", "latency").kind) == {"modelled"}
+    assert not schema.read(results / "machine.csv", "machine").empty
+    claims = schema.read(results / "claims.csv", "claims")
+    assert (claims.reason != "").all()
+    assert claims.set_index("id").verdict["7a"] == "reproduced"
+
+
+def test_memory_tasks_are_in_the_training_stream_and_the_data_card(finished):
+    card = json.loads((finished / "results/smoke/data.json").read_text())
+    tokens = {name: source["tokens"] for name, source in card["sources"].items()}
+    assert 0.03 < tokens["memory_tasks"]["train"] / sum(t["train"] for t in tokens.values()) < 0.07
+    assert tokens["memory_tasks"]["validation"] == 0
+    assert card["memory_tasks"]["bios"]["documents"] == 100
+
+
+def dry_run(folder: Path, *targets: str) -> str:
+    done = subprocess.run([*command(), "--dry-run", *targets], cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
 def test_nothing_is_left_to_do(finished):
-    done = subprocess.run([*command(), "--dry-run"], cwd=finished, env=ENV, capture_output=True, text=True)
-    assert "Nothing to be done" in done.stdout + done.stderr
+    assert "Nothing to be done" in dry_run(finished)
+
+
+def test_evaluating_again_trains_nothing(finished):
+    results = finished / "results/smoke"
+    gone = [results / "evals.csv", results / "runs/pkm-xs-s0/evals.csv"]
+    texts = [path.read_text() for path in gone]
+    for path in gone:
+        path.unlink()
+    told = dry_run(finished, "evaluate")
+    for path, text in zip(gone, texts, strict=True):
+        path.write_text(text)
+    assert dict(re.findall(r"^(\w+) +(\d+)$", told, re.M)) == {"evals": "1", "evaluate": "1", "total": "2"}
 
 
 def test_config_typo_stops_at_once(finished):

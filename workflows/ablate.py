@@ -97,6 +97,7 @@ def resolve_arm(preset: Preset, group: Matched, size: str, chain: Chain, deltas:
             raise UserError(f"{where}, step {step.id}: {step.set} is the case already, so this delta changes nothing")
     keep = {knob for knob in ("width_knob", "size_knob") if knob.split("_")[0] not in chain.knobs}
     target_params = group.params * rule.sparse_ratio / group.rule.sparse_ratio
-    solved = solve_sizes(model, group.flops * rule.flops_ratio / group.rule.flops_ratio, target_params)
+    target_flops = group.flops * rule.flops_ratio / group.rule.flops_ratio
+    solved = solve_sizes(model, target_flops, target_params, rule.width_multiple)
     kept = {getattr(model.arch, knob): getattr(model.arch, getattr(model.arch, knob)) for knob in keep}
     return arch, dataclasses.replace(solved, arch=dataclasses.replace(solved.arch, **kept)) if kept else solved, train

@@ -18,6 +18,13 @@ from workflows.errors import UserError
 PER_RUN = ("runs", "train", "health")
 
 
+def read_grid(results: Path) -> dict:
+    path = results / "grid.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run snakemake, or python -m workflows.resolve, for this preset first")
+    return json.loads(path.read_text())
+
+
 def finished_runs(results: Path, grid: dict) -> list[str]:
     """Runs of the grid that are complete and were made by its config, in the grid's order."""
     taken = []
@@ -59,6 +66,18 @@ def cost_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     return rows
 
 
+def stage_rows(results: Path) -> list[dict]:
+    """Processor time of the stages beside training, from snakemake's benchmark files; a stage too short for one has none."""
+    rows = []
+    for path in sorted((results / "benchmarks").glob("*.tsv")):
+        stage, _, run = path.stem.partition(".")
+        with open(path, newline="") as file:
+            seconds = next(csv.DictReader(file, delimiter="\t"))["cpu_time"]
+        if seconds not in ("NA", "-"):
+            rows.append({"target": stage, "run": run or None, "core_seconds": float(seconds)})
+    return rows
+
+
 def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     """Every setting that was tried, with its loss; the best of each architecture is chosen."""
     rows = []
@@ -78,10 +97,7 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     Raises:
         UserError: there is no grid, or no finished run.
     """
-    path = results / "grid.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run snakemake, or python -m workflows.resolve, for this preset first")
-    grid = json.loads(path.read_text())
+    grid = read_grid(results)
     arms = [arm for arm in grid["arms"] if chain in (None, arm["chain"])]
     runs = finished_runs(results, grid)
     if chain:
@@ -97,10 +113,25 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     if tuning := tuning_rows(grid, runs, results):
         schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
-    schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
+    if chain:
+        schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
     if (results / "data.json").exists() and out != results:
         shutil.copy(results / "data.json", out / "data.json")
     return len(runs)
+
+
+def gather_table(results: Path, table: str, grid: dict) -> int:
+    """Joins one more table of those finished runs that have it; returns how many do."""
+    parts = [results / "runs" / run / f"{table}.csv" for run in finished_runs(results, grid)]
+    parts = [part for part in parts if part.exists()]
+    schema.gather(parts, table, results / f"{table}.csv")
+    return len(parts)
+
+
+def gather_cost(results: Path, grid: dict) -> None:
+    """What every finished run and every measured stage cost."""
+    rows = cost_rows(grid, finished_runs(results, grid), results) + stage_rows(results)
+    schema.write(results / "cost.csv", "cost", rows)
 
 
 def print_matched(rows: list[dict]) -> None:
@@ -117,9 +148,16 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results/{preset}")
     parser.add_argument("--chain", help="only the runs of this ablation chain, or of `tuning`")
     parser.add_argument("--out", type=Path, help="folder of the joined CSVs (default: the results folder)")
+    parser.add_argument("--table", choices=["evals", "cost"], help="only this table")
     args = parser.parse_args()
+    grid = read_grid(args.results)
+    if args.table == "cost":
+        return gather_cost(args.results, grid)
+    if args.table:
+        print(f"{args.table} of {gather_table(args.results, args.table, grid)} runs")
+        return
     count = gather(args.results, args.out or args.results, args.chain)
-    print_matched(json.loads((args.results / "grid.json").read_text())["matched"])
+    print_matched(grid["matched"])
     print(f"gathered {count} runs into {args.out or args.results}")
 
 

@@ -114,3 +114,21 @@ def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, 
                 }
             )
     return rows
+
+
+def decode_models(preset: Preset) -> list[dict[str, Any]]:
+    """Models of the decode benchmark, at the preset's own sparse ratio first: {"sparse_ratio", "arch", "model"}.
+
+    Raises:
+        UserError: they cannot be matched at one of the ratios.
+    """
+    latency = preset.measure.latency
+    own = strict.build(MatchRule, merge(preset.match, latency.match), f"preset {preset.name}: measure.latency.match")
+    rows = []
+    for ratio in dict.fromkeys((own.sparse_ratio, *latency.sparse_ratios)):
+        rule = dataclasses.asdict(own) | {"sparse_ratio": ratio}
+        chosen = {arch: preset.archs[arch] for arch in latency.archs}
+        group = match_size(dataclasses.replace(preset, match=rule, archs=chosen, recipes={}), latency.size)
+        for arch, model in group.models.items():
+            rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})
+    return rows

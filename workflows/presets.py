@@ -99,6 +99,61 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """The decode-step benchmark (`evals.latency`): untrained models of one size, matched as the trained ones are.
+
+    Args:
+        size: which of the preset's sizes; large enough that its tables dwarf the last-level cache.
+        archs: which of the preset's architectures.
+        match: fields of the preset's matching rule that are others here.
+        context: tokens in each sequence's key-value cache.
+        batches: sequences in flight.
+        sparse_ratios: stored over activated parameters, for latency against sparsity at `sparsity_batches`.
+        dtypes: fp32, bf16.
+        threads: of a CPU measurement.
+        rounds: interleaved rounds over all architectures; medians and percentiles are over rounds.
+        budget_s: a batch takes no new round after this many seconds, but never fewer than three.
+    """
+
+    size: str
+    archs: tuple[str, ...]
+    match: dict[str, Any] = field(default_factory=dict)
+    context: int = 256
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
+    sparse_ratios: tuple[float, ...] = ()
+    sparsity_batches: tuple[int, ...] = (64,)
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    threads: int = 1
+    rounds: int = 9
+    budget_s: float = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evals:
+    """What `evals.harness` runs on every trained model of the grid.
+
+    Args:
+        suites: NAME or NAME:ITEMS, names of `evals.harness.SUITES` or of tasks, with a limit of their own.
+        limit: documents per task; 0 takes all.
+        perplexity_tokens: validation tokens per corpus source.
+        online: lm-eval's own tasks, which need the internet.
+    """
+
+    suites: tuple[str, ...] = ("perplexity", "open", "answers", "memory", "facts")
+    limit: int = 100
+    perplexity_tokens: int = 65536
+    online: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is measured beside training; a part that is missing is not measured by this preset."""
+
+    latency: Latency | None = None
+    evals: Evals | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A preset file.
 
@@ -124,7 +179,7 @@ class Preset:
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
     chain_seeds: tuple[int, ...] = (0,)
-    measure: dict[str, Any] = field(default_factory=dict)
+    measure: Measure = field(default_factory=Measure)
 
     def __post_init__(self):
         for what, chosen, known in (
@@ -132,6 +187,8 @@ class Preset:
             ("grid.archs", self.grid.archs, self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
+            ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),
+            ("measure.latency.archs", self.measure.latency.archs if self.measure.latency else (), self.archs),
         ):
             for name in chosen:
                 if name not in known:

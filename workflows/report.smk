@@ -4,9 +4,15 @@
 rule report:
     input:
         rules.gather.output,
+        rules.claims.output,
+        rules.cost.output,
+        MEASURED,
     output:
         report(f"reports/{PRESET}.html", category="report", labels={"preset": PRESET}),
     params:
+        asked_for=contents(
+            RESULTS, "plan.csv", "speed.csv", "peers.csv", "access_hardware.csv"
+        ),
         source=fingerprint("reports.build"),
     shell:
         "exec {PYTHON} -m reports.build --results {RESULTS} --out {output}"

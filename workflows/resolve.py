@@ -20,10 +20,10 @@ from models.transformer import ModelConfig
 from workflows import errors
 from workflows.ablate import chain_arms, resolve_arm, tuned
 from workflows.errors import UserError
-from workflows.matched import match_size, matched_rows, recipe
+from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Chain, Preset, Train, load_chains, load_preset, load_tuning
 from workflows.provenance import sha, training_source
-from workflows.runs import RunConfig
+from workflows.runs import RunConfig, plain
 
 
 def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[dict, dict[str, RunConfig]]:
@@ -118,7 +118,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         "tuning": tuning,
         "matched": matched_rows(preset, matched),
         "chains": list(preset.chains),
-        "measure": preset.measure,
+        "measure": plain(preset.measure),
     }
     return plan, runs
 
@@ -144,6 +144,9 @@ def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "
     for run, cfg in runs.items():
         text = yaml.safe_dump(cfg.as_dict(), sort_keys=False)
         write_if_changed(folder / "runs" / run / "config.yaml", text)
+    if preset.measure.latency:
+        decode = {"preset": name, "settings": preset.measure.latency, "models": decode_models(preset)}
+        write_if_changed(folder / "latency.yaml", yaml.safe_dump(plain(decode), sort_keys=False))
     write_if_changed(folder / "grid.json", json.dumps(plan | {"key": key}, indent=1))
     return plan
 

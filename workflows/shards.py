@@ -36,7 +36,9 @@ class Shards:
     def facts(self, split: str = "train") -> list[dict[str, str]]:
         """Closed-book facts. Only those of `train` were read in training; the others are a control."""
         with (self.path / "facts.jsonl").open(encoding="utf-8") as file:
-            return [fact for fact in map(json.loads, file) if fact["split"] == split]
+            # A line is parsed only if it can be of the split: parsing is what takes the time.
+            facts = (json.loads(line) for line in file if f'"{split}"' in line)
+            return [fact for fact in facts if fact["split"] == split]
 
 
 def load_shards(path: Path) -> Shards:

@@ -77,10 +77,7 @@ rule gather:
         tables_of(DEFAULT_RUNS),
         rules.data_card.output,
     output:
-        [
-            f"{RESULTS}/{table}.csv"
-            for table in (*RUN_TABLES, "matched_compute", "arms", "cost")
-        ],
+        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms")],
     params:
         finished=OTHERS_FINISHED,
         source=fingerprint("workflows.gather"),

@@ -1,0 +1,135 @@
+"""The products that decoding streams weights through, against float64; dispatch between them and torch's."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import native, reference
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+DTYPES = [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)]
+
+
+def numbers(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rounded_once(got, exact, tolerance, terms=1):
+    """Within one rounding of the output, beside what cancels in a sum of so many standard normal products."""
+    error = (got.double() - exact).abs() / (exact.abs() + max(terms**0.5, exact.square().mean().sqrt()))
+    assert error.max() <= tolerance, f"relative error {error.max():.1e}"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 13, 96, 200])
+def test_linear_is_the_float64_product(dtype, tolerance, rows, monkeypatch):
+    """All group sizes of rows, widths with and without a rest, several chunks, outputs that do not fill a block."""
+    monkeypatch.setattr(native, "STREAM_FEW_ROWS", 1 << 30)
+    for width in (1, 31, 128, 1100):
+        for outputs in (1, 5, 8, 130):
+            x, weight = numbers(rows, width, dtype=dtype), numbers(outputs, width, seed=1, dtype=dtype)
+            rounded_once(native.linear(x, weight), x.double() @ weight.double().T, tolerance, terms=width)
+
+
+@needs_compiler
+def test_linear_does_not_depend_on_threads_or_on_other_rows():
+    x, weight = numbers(7, 96), numbers(1000, 96, seed=1)
+    wanted, before = native.linear(x, weight), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(native.linear(x, weight), wanted)
+    finally:
+        torch.set_num_threads(before)
+    assert native.linear(x[None, :, None], weight).shape == (1, 7, 1, 1000)
+
+
+@needs_compiler
+def test_linear_streams_only_where_nothing_is_learnt(monkeypatch):
+    served = []
+    monkeypatch.setenv("ULTRAMEM_KERNELS", "native")
+    monkeypatch.setattr(native, "_call", lambda name, *rest, work: served.append(name))
+    x, weight = numbers(4, 256), numbers(8, 256, seed=1).requires_grad_()
+    kernels.linear(x, weight)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        kernels.linear(x, weight)
+    assert served == []
+    with torch.no_grad():
+        kernels.linear(x, weight)
+        kernels.linear(x.double(), weight.double())
+        kernels.linear(numbers(400, 256, dtype=torch.bfloat16), weight.bfloat16())
+        kernels.linear(x, weight[:, ::2].repeat(1, 2).T.contiguous().T)
+    assert served == ["linear_f32"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
+@pytest.mark.parametrize(("T", "H", "r", "K", "n"), [(1, 1, 1, 8, 5), (5, 2, 2, 40, 33), (70, 1, 2, 194, 100)])
+def test_key_scores_keep_float32_sums_of_half_precision_products(dtype, tolerance, T, H, r, K, n):
+    query, keys = numbers(T, H, r, K, dtype=dtype), numbers(H, r, n, K, seed=1, dtype=dtype)
+    wanted = torch.einsum("thrk,hrnk->thnr", query.double(), keys.double())
+    for module in (reference, native):
+        got = module.key_scores(query, keys)
+        assert got.dtype == torch.float32
+        rounded_once(got, wanted, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("counts", [[3, 0, 1, 8], [0, 0, 0, 0], [200, 1, 0, 5]])
+def test_experts_laid_out_for_decoding_multiply_the_same(dtype, tolerance, counts):
+    weight_EDF = numbers(4, 130, 72, dtype=dtype)
+    turned = weight_EDF.mT.contiguous().mT
+    x, counts_E = numbers(sum(counts), 130, seed=1, dtype=dtype), torch.tensor(counts)
+    wanted = reference.grouped_mm(x.double(), weight_EDF.double(), counts_E)
+    with torch.no_grad():
+        got = native.grouped_mm(x, turned, counts_E)
+    assert got.shape == wanted.shape
+    if len(x):
+        rounded_once(got, wanted, tolerance)
+    x.requires_grad_()
+    native.grouped_mm(x, turned, counts_E).sum().backward()
+    if len(x):
+        close = torch.cat([w.double().sum(1).expand(c, -1) for w, c in zip(weight_EDF, counts, strict=True)])
+        rounded_once(x.grad, close, 2**-6 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(("D", "F_"), [(19, 30), (30, 19), (7, 5)])
+def test_odd_experts_stay_bfloat16_under_autocast(D, F_):
+    """Values and both gradients are those of the padded product: no float32 detour, no column too many."""
+    x, weight, counts = numbers(9, D), numbers(3, D, F_, seed=1), torch.tensor([4, 0, 5])
+    for tensor in (x, weight):
+        tensor.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = kernels.grouped_mm(x, weight, counts)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    exact = reference.grouped_mm(x.detach().bfloat16().double(), weight.detach().bfloat16().double(), counts)
+    rounded_once(y.detach(), exact, 2**-8)
+    assert x.grad.shape == x.shape
+    assert weight.grad.shape == weight.shape
+    assert weight.grad[1].abs().max() == 0 < weight.grad[0].abs().max()
+
+
+@needs_compiler
+def test_experts_laid_out_for_decoding_are_not_copied(monkeypatch):
+    handed = []
+    monkeypatch.setattr(native, "_call", lambda name, x, weight, *rest, work: handed.append((name, weight.data_ptr())))
+    turned = numbers(4, 64, 130).mT
+    with torch.no_grad():
+        native.grouped_mm(numbers(3, 130), turned, torch.tensor([1, 0, 0, 2]))
+    assert handed == [("linear_f32", turned.data_ptr())]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_rms_norm_is_torchs(dtype, tolerance):
+    for shape in ((1, 1), (3, 5, 33), (0, 8), (2, 1100)):
+        x, weight = numbers(*shape, dtype=dtype) * 3, numbers(shape[-1], seed=1, dtype=dtype)
+        wanted = torch.nn.functional.rms_norm(x.double(), x.shape[-1:], weight.double(), 1e-5)
+        if len(x):
+            rounded_once(native.rms_norm(x, weight, 1e-5), wanted, tolerance)
+    rows = numbers(4, 6, 16, dtype=dtype).transpose(0, 1)
+    rounded_once(
+        native.rms_norm(rows, torch.ones(16, dtype=dtype), 1e-5), torch.nn.functional.rms_norm(rows.double(), (16,)), 1e-2
+    )
