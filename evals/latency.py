@@ -339,7 +339,9 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
         main = ratio == ratios[0]
         group = [e for e in entries if e.sparse_ratio == ratio and (main or e.cfg.arch.size_knob)]
         enough_memory([e.cfg for e in group], settings, max(DTYPES[d].itemsize for d in settings.dtypes))
+        keep_memory(False)  # so that weights lie in pages of their own, huge ones where the system gives them
         built = {e.arch: build(e.cfg, DTYPES[settings.dtypes[0]], where) for e in group}
+        keep_memory()
         for dtype in settings.dtypes:
             models = {arch: ready(model, DTYPES[dtype], where) for arch, model in built.items()}
             if dtype not in machines:
@@ -410,7 +412,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu or cuda; by default CUDA where there is one")
     parser.add_argument("--one-step", nargs=3, metavar=("ARCH", "BATCH", "DTYPE"), help="run one step and nothing else")
     options = parser.parse_args(arguments)
-    keep_memory()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings, entries = load(options.results)
     if options.one_step:

@@ -59,11 +59,11 @@ class Timer(ABC):
 
     @functools.cached_property
     def _evictor(self) -> Tensor:
-        return torch.zeros(2 * self.cache_bytes() // 4, device=self.device)
+        return torch.ones(2 * self.cache_bytes() // 4, device=self.device)
 
     def _empty_caches(self) -> None:
-        # Adding reads what it writes; plain filling may go past a CPU's cache and leave it as it was.
-        self._evictor.add_(1)
+        # Reading leaves clean lines. Written ones would have to go to memory during the step that is timed.
+        self._evictor.sum()
 
     def median(self, step: Step) -> float:
         """Median seconds of the step with the caches as its last repetition left them."""

@@ -546,7 +546,11 @@ inline void dots(const typename Op::Type* x, i64 x_row, const typename Op::Type*
         __m512i w[OUTPUTS];
         for (int j = 0; j < OUTPUTS; ++j) {
             w[j] = Op::load(weight[j] + d);
-            if (j < PREFETCH) _mm_prefetch(reinterpret_cast<const char*>(next[j] + d), _MM_HINT_T0);
+            if (j < PREFETCH) {
+                // Few rows wait for memory alone, which is fastest in one line after the other.
+                const i64 line = OUTPUTS == 8 ? (d / Op::step * PREFETCH + j) * Op::step : d;
+                _mm_prefetch(reinterpret_cast<const char*>(next[OUTPUTS == 8 ? 0 : j] + line), _MM_HINT_T0);
+            }
         }
         for (int i = 0; i < ROWS; ++i) {
             const __m512i left = Op::load(x + i * x_row + d);
@@ -590,7 +594,7 @@ Dots<Op> dots_of(i64 rows) {
 template <class Op, int OUTPUTS, class Y>
 void linear_tile(const typename Op::Type* x, const typename Op::Type* weight, i64 M, i64 F, i64 D, Y* y, i64 first, i64 last) {
     using X = typename Op::Type;
-    const i64 most = 24 / OUTPUTS, groups = (M + most - 1) / most, chunk = groups == 1 ? D : CHUNK / i64(sizeof(X));
+    const i64 most = 24 / OUTPUTS, groups = (M + most - 1) / most, chunk = OUTPUTS == 8 ? D : CHUNK / i64(sizeof(X));
     std::vector<float> sum(M * OUTPUTS);
     for (i64 f = first; f < last; f += OUTPUTS) {
         std::fill(sum.begin(), sum.end(), 0.0f);
