@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from evals.memory_tasks import TASKS, BioS
@@ -76,17 +77,15 @@ def _scores(results: Results, evals: pd.DataFrame, subjects: tuple[str, ...], ti
     for place, size in enumerate(reversed(results.sizes)):
         of_size = here[here["size"] == size]
         for (task, metric, n_shot), scores in of_size.groupby(["task", "metric", "n_shot"], sort=False):
-            means = scores.groupby("arch")["value"].mean()
-            best = means.max() if scores["higher_is_better"].iloc[0] else means.min()
-            cells = [
-                score(results, scores[scores["arch"] == arch], means.nunique() > 1 and means.get(arch) == best)
-                for arch in archs
-            ]
+            winner = clear_winner(scores)
+            cells = [score(results, scores[scores["arch"] == arch], arch == winner) for arch in archs]
             about = [number(n_shot, "d"), number(scores["n"].iloc[0], "d"), number(scores["chance"].iloc[0], ".3f")]
             rows.append([Cell(size, place), Cell(task), Cell(metric), *about, *cells])
     done = results.grid[results.grid["run"].isin(here["run"])]
-    words = f"{title}: value ± standard error over the items (± standard deviation over seeds where there are several), best "
-    words += "in bold. A score within two standard errors of chance shows nothing."
+    words = f"{title}: value ± standard error over the items (± standard deviation over seeds where there are several); bold "
+    words += (
+        "where one is two standard errors ahead of every other. A score within two standard errors of chance shows nothing."
+    )
     header = ["size", "task", "metric", "shots", "n", "chance", *(look(arch).label for arch in archs)]
     yield Table("evals.csv", words, results.context(done), header, rows, kinds(done["device"]), searchable=True, tall=True)
 
@@ -95,6 +94,17 @@ def _published(name: str, words: str, metrics: tuple[str, ...] = ()) -> Table:
     wide = published.scores(name, metrics)
     rows = [[Cell(model), *(Cell(value, value, number=True) for value in line)] for model, *line in wide.itertuples(name=None)]
     return Table(f"evals/reference/{name}.csv", words, "", ["model", *wide], rows, ("published",), tall=True)
+
+
+def clear_winner(scores: pd.DataFrame) -> str | None:
+    """The architecture whose mean is ahead of every other's by two standard errors of the difference, if one is."""
+    means = scores.groupby("arch")[["value", "stderr"]].mean()
+    ahead = means.sort_values("value", ascending=not scores["higher_is_better"].iloc[0])
+    if len(ahead) < 2 or ahead["stderr"].isna().any() or (ahead["stderr"] == 0).any():
+        return None
+    first, others = ahead.iloc[0], ahead.iloc[1:]
+    clear = (others["value"] - first["value"]).abs() > 2 * np.hypot(others["stderr"], first["stderr"])
+    return ahead.index[0] if clear.all() else None
 
 
 def score(results: Results, scores: pd.DataFrame, best: bool = False) -> Cell:
@@ -175,7 +185,7 @@ def _memory(results: Results, evals: pd.DataFrame) -> Iterator:
 
 
 def _controls(results: Results) -> Iterator:
-    """Can the measures move? The base, then arms that should be worse or better whatever a memory does."""
+    """Can the measures move? Arms that should be worse or better whatever a memory does, each under its own twin."""
     if "arms" not in results or not (results["arms"]["chain"] == CONTROLS).any():
         yield Missing(
             f"Not measured in this run: arms.csv has no chain {CONTROLS} (“snakemake ablation_{CONTROLS}” writes it)."
@@ -189,17 +199,23 @@ def _controls(results: Results) -> Iterator:
         scores = scores[scores["metric"].isin(ACCURACIES) & scores["chance"].notna() & ~scores["task"].str.contains("/")]
         scores = scores.assign(gain=100 * (scores["value"] - scores["chance"]))
     means, rows = scores.groupby(["run", "subject"])["gain"].mean(), []
-    for row in arms.itertuples():
-        href = results.href(row.run)
-        flops = results.runs["flops_per_token"].get(row.run, float("nan"))
-        cells = [number(flops, ".3g"), number(row.val_loss, ".3f", href), number(row.delta, "+.3f", href)]
-        cells += [number(means.get((row.run, name), float("nan")), "+.1f", href) for name in GROUPS]
-        rows.append([Cell(row.label, title=row.set), *cells])
+
+    def line(label: str, run: str, change: float = float("nan"), title: str = "") -> list[Cell]:
+        href, this = results.href(run), results.runs.loc[run]
+        cells = [number(this.flops_per_token, ".3g"), number(this.val_loss, ".3f", href), number(change, "+.3f", href)]
+        cells += [number(means.get((run, name), float("nan")), "+.1f", href) for name in GROUPS]
+        return [Cell(label, title=title), *cells]
+
+    for row in arms[(arms["order"] > 0) & arms["run"].isin(results.runs.index)].itertuples():
+        this, twins = results.runs.loc[row.run], results.grid
+        twin = twins[(twins["arch"] == this.arch) & (twins["size"] == this["size"]) & (twins["seed"] == this.seed)]
+        rows += [line(f"{look(this.arch).label}, as in the grid", run) for run in twin["run"]]
+        rows.append(line(row.label, row.run, this.val_loss - twin["val_loss"].mean(), row.set))
     yield Text(
-        "Can the measures move? A control that does not differ from the base shows that, at this scale, a measure cannot tell "
+        "Can the measures move? A control that does not differ from its twin shows that, at this scale, a measure cannot tell "
         "the layer from its absence."
     )
-    header = ["arm", "FLOPs a token", "val loss", "change", *(f"{words}, points over chance" for words in GROUPS.values())]
+    header = ["model", "FLOPs a token", "val loss", "change", *(f"{words}, points over chance" for words in GROUPS.values())]
     words = (
         "Controls: the memory frozen at its initialisation and a random router (negative), dense with more FLOPs (positive). "
     )

@@ -29,6 +29,22 @@ def test_loss_table_is_the_reference():
         assert cells == " | ".join(f"{losses.loc[NAMES[name], size]:.3f}" for size in ("xs", "s", "m")), name
 
 
+def test_latency_table_is_the_reference():
+    rows = schema.read(ROOT / "results/reference/latency.csv", "latency")
+    rows = rows[(rows.part == "ffn") & (rows.variant == "plain") & (rows.threads == 1) & (rows.dtype == "bf16")]
+    times = rows[rows.sparse_ratio.isin([0, 12])].pivot_table(index="batch", columns="arch", values="p50_ms")
+    table = dict(re.findall(r"^\| (\d+) \| ((?:[\d.]+ \| ){5}[\d.]+) \|$", README, re.M))
+    assert [int(batch) for batch in table] == list(times.index)
+    for batch, cells in table.items():
+        assert cells == " | ".join(f"{times.loc[int(batch), arch]:.1f}" for arch in NAMES.values()), batch
+
+
+def test_verdicts_are_those_of_the_reference():
+    verdicts = schema.read(ROOT / "results/reference/claims.csv", "claims").verdict.value_counts()
+    told = re.findall(r"(\d+) (reproduced|direction only|not reproduced|inconclusive|not tested)", README)
+    assert {word: int(n) for n, word in told} == verdicts.to_dict()
+
+
 def test_every_preset_and_chain_is_named():
     for name in (*presets.preset_names(), *(f"ablation_{chain}" for chain in presets.load_chains()), "tuning", "plan"):
         assert f"`{name}`" in README or f" {name}" in README, name

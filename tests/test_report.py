@@ -255,11 +255,29 @@ def test_scores_stand_in_the_table_of_their_subject(page):
     assert "perplexity" not in str(public)
 
 
-def test_controls_are_points_over_chance(page):
-    rows = {row[0]: row[1:] for row in table(page, "Controls:")}
-    assert [rows[name][2] for name in rows] == ["change", "–", "+0.139", "+0.239", "−0.261"]
+def test_controls_stand_under_their_twins(page, results):
+    rows = {row[0]: row[1:] for row in table(page, "Controls:")[1:]}
+    names = {"memory frozen": "UltraMem", "random router": "MoE-8", "dense, 2x FLOPs": "Dense"}
+    assert list(rows) == [row for control, twin in names.items() for row in (f"{twin}, as in the grid", control)]
+    losses = {name: float(row[1]) for name, row in rows.items()}
+    for control, twin in names.items():
+        change = float(rows[control][2].replace("−", "-"))
+        assert change == pytest.approx(losses[control] - losses[f"{twin}, as in the grid"], abs=2e-3)
     assert rows["memory frozen"][3:] == ["+2.0", "+3.0", "+3.0", "+1.0"]
     assert "controls" not in re.findall(r"<b>Table \d+\.</b> (\w+) \(", section(page, "ablations"))
+
+
+def test_bold_is_for_clear_winners():
+    def scores(values, stderr, better=True):
+        rows = [{"arch": arch, "value": v, "stderr": stderr, "higher_is_better": better} for arch, v in values.items()]
+        return pd.DataFrame(rows)
+
+    near, far = {"dense": 0.4, "pkm": 0.5, "moe2": 0.45}, {"dense": 0.4, "pkm": 0.9, "moe2": 0.45}
+    assert evaluation.clear_winner(scores(near, 0.1)) is None
+    assert evaluation.clear_winner(scores(far, 0.1)) == "pkm"
+    assert evaluation.clear_winner(scores(far, 0.01, better=False)) == "dense"
+    assert evaluation.clear_winner(scores(far, 0.0)) is None
+    assert evaluation.clear_winner(scores(far, float("nan"))) is None
 
 
 def test_a_claim_leads_to_its_runs(page):
