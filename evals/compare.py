@@ -11,7 +11,8 @@ Rows are matched by their key, and each column is held to the rule of its kind:
     counted      what trained models ask for, and what a GPU's counter says: COUNTED relative
     items        scores: TIGHT or one item, same hardware; 2.6 standard errors, other hardware
     ratio        times: never milliseconds, but each architecture's time over that of the yardstick measured beside it
-                 (the dense model, or the first architecture); within a factor of RATIO, and only on one device
+                 (the dense model, or the first architecture); within a factor of RATIO, times what p20 to p80 of either
+                 side spans, and only on one device
 
 Wall times, versions and dates are not compared; neither are verdicts, which follow from what is compared, nor the speed
 of a machine, which is not a result, but a changed verdict and a speed beyond RATIO are listed as notes.
@@ -220,18 +221,21 @@ def _ratios(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[Finding]:
     """Times over the yardstick's at the same point; on another device a note, and modelled times exactly."""
     left, right = (_over_yardstick(frame) for frame in (a, b))
     for key in sorted(left.keys() & right.keys()):
-        (x, device_x, kind), (y, device_y, _) = left[key], right[key]
+        (x, device_x, kind, spread_x), (y, device_y, _, spread_y) = left[key], right[key]
         far = max(x, y) / min(x, y) if min(x, y) > 0 else math.inf
         if kind == "modelled":
             yield _finding("latency", _text(key), "p50_ms over yardstick", x, y, "tight", _near(x, y))
         elif device_x == device_y:
-            yield _finding("latency", _text(key), "p50_ms over yardstick", x, y, f"ratio: {RATIO}", far <= RATIO)
+            yield _finding(
+                "latency", _text(key), "p50_ms over yardstick", x, y, f"ratio: {RATIO}", far <= RATIO * max(spread_x, spread_y)
+            )
         elif far > RATIO:
             rule = "ratio, other device"
             yield Finding("latency", _text(key), "p50_ms over yardstick", _text(x), _text(y), rule, "note")
 
 
-def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, str, str]]:
+def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, str, str, float]]:
+    """Of every other row at a yardstick's point: its ratio, device, kind, and the factor that p20 to p80 of both span."""
     point = ["size", "phase", "part", "batch", "context", "kv", "dtype", "threads", "kind", "device"]
     times = {}
     for _, group in frame.groupby(point, dropna=False, sort=False):
@@ -239,7 +243,9 @@ def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, s
         dense = plain[plain.arch == "dense"]
         yardstick = (dense if len(dense) else plain.sort_values(["arch", "sparse_ratio"])).iloc[0]
         for row in group.drop(index=yardstick.name).to_dict("records"):
-            times[_key(row, "latency")] = (row["p50_ms"] / yardstick["p50_ms"], row["device"], row["kind"])
+            spread = math.prod(one["p80_ms"] / one["p20_ms"] for one in (row, yardstick))
+            ratio = row["p50_ms"] / yardstick["p50_ms"]
+            times[_key(row, "latency")] = (ratio, row["device"], row["kind"], 1.0 if math.isnan(spread) else spread)
     return times
 
 

@@ -111,7 +111,7 @@ def step(
         raise ValueError(f"experts {experts!r} is not one of {', '.join(EXPERTS)}")
     parts = list(parts)
     total = Step()
-    for part in set(parts):
+    for part in dict.fromkeys(parts):
         rows, kernels = rows_read(part, batch, routing), _launches(part, launches)
         if part.name == "experts" and experts == "loop":
             kernels = 2 * 3 * rows

@@ -253,3 +253,12 @@ def test_exit_status_and_files(tmp_path):
     assert broken.stderr.startswith("error: ")
     assert broken.stderr.count("\n") == 1
     assert "Traceback" not in broken.stderr
+
+
+def test_a_noisy_step_may_move_as_far_as_its_own_spread(tmp_path):
+    calm = [timing("dense", 2.0), timing("ultramem", 3.0)]
+    moved = [timing("dense", 2.0), timing("ultramem", 6.0)]
+    a, b = folder(tmp_path / "a", latency=calm), folder(tmp_path / "b", latency=moved)
+    assert ("latency", "p50_ms over yardstick") in differing(a, b)
+    noisy = [timing("dense", 2.0), timing("ultramem", 6.0, p20_ms=3.0, p80_ms=6.5)]
+    assert ("latency", "p50_ms over yardstick") not in differing(a, folder(tmp_path / "c", latency=noisy))

@@ -1,6 +1,10 @@
 """The access counter against P1 figure 1c and Monte Carlo; the roofline against a table worked out independently."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -217,3 +221,13 @@ def test_a_broken_device_file_is_one_sentence(tmp_path):
     (tmp_path / "gpus.yaml").write_text("devices: {X: {bandwith: 3}}")
     with pytest.raises(UserError, match=r"gpus\.yaml is not a table of devices"):
         roofline.load(tmp_path / "gpus.yaml")
+
+
+def test_modelled_rows_do_not_depend_on_the_order_of_hashes():
+    """Sums of floats in the order of a set would differ from run to run in the last bit."""
+    code = "from evals import roofline; d, l = roofline.load(); print(list(roofline.rows(d, l, (1, 4))))"
+    root, seen = Path(roofline.__file__).parent.parent, set()
+    for seed in ("1", "2", "3"):
+        how = {"cwd": root, "env": os.environ | {"PYTHONHASHSEED": seed}, "capture_output": True, "check": True}
+        seen.add(subprocess.run([sys.executable, "-c", code], **how).stdout)
+    assert len(seen) == 1
