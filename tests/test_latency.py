@@ -8,6 +8,7 @@ import torch
 import evals.latency as latency
 from evals import schema
 from evals.access import FEED_FORWARD
+from evals.counted import recorded
 from evals.latency import Machine, Plan, Step, build, roofline, slots_only, step_of, time_batch
 from evals.timers import timer
 from models import arch_config
@@ -96,7 +97,13 @@ def test_roofline_of_experts_counts_those_that_were_asked():
     assert moved == 4 * 3 * (router + 2 * expert), "sixteen equal tokens ask for the same two experts"
     assert seconds == pytest.approx(3 * (2 * router * 16 / 4e9 + 2 * expert * 32 / 4e9))
     step.tokens_B1.copy_(torch.arange(16)[:, None])
-    assert roofline(step, "ffn", MACHINE, 4)[0] > moved
+    spread, slower = roofline(step, "ffn", MACHINE, 4)
+    assert spread > moved
+    with recorded(step.model) as reads:
+        step()
+    each = [32 / unique for unique in reads.unique().values()]
+    products = sum(2 * expert * 32 / MACHINE.rate(rows) for rows in each)
+    assert slower == pytest.approx(3 * 2 * router * 16 / 4e9 + products)
 
 
 @torch.no_grad()
