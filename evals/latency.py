@@ -309,25 +309,22 @@ def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dic
     }
 
 
-def enough_memory(models: list[ModelConfig], settings: Latency, itemsize: int) -> None:
-    """Raises UserError where models and caches of one interleaved run would not fit into the machine's memory."""
+def too_large(models: list[ModelConfig], settings: Latency, itemsize: int) -> str | None:
+    """A sentence where models and caches of one interleaved run would not fit into the machine's memory."""
     weights = sum(cfg.cost().params for cfg in models)
     cache = max(settings.batches) * sum(cfg.kv_bytes(settings.context, 1) for cfg in models)
     need = itemsize * (weights + cache)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    if need > 0.9 * free:
-        raise UserError(
-            f"the decode benchmark needs {need / 1e9:.1f} GB for its models and caches and {free / 1e9:.1f} GB are free: "
-            "make measure.latency's size, context, batches or sparse ratio smaller"
-        )
+    if need <= 0.9 * free:
+        return None
+    return (
+        f"models and caches of {need / 1e9:.1f} GB do not fit into {free / 1e9:.1f} GB of free memory and are not timed: make "
+        "measure.latency's size, context, batches or sparse ratios smaller"
+    )
 
 
 def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[[str], None]) -> tuple[list[dict], list[dict]]:
-    """Rows of `latency` and of `machine`.
-
-    Raises:
-        UserError: the models do not fit into memory.
-    """
+    """Rows of `latency` and of `machine`; a sparse ratio whose models do not fit into memory is left out, and said so."""
     where, label = torch.device(device), device_name(device)
     threads = settings.threads if device == "cpu" else None
     clock = timer(where)
@@ -338,7 +335,9 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
     for ratio in ratios:
         main = ratio == ratios[0]
         group = [e for e in entries if e.sparse_ratio == ratio and (main or e.cfg.arch.size_knob)]
-        enough_memory([e.cfg for e in group], settings, max(DTYPES[d].itemsize for d in settings.dtypes))
+        if why := too_large([e.cfg for e in group], settings, max(DTYPES[d].itemsize for d in settings.dtypes)):
+            say(f"sparse ratio {ratio:g}: {why}")
+            continue
         keep_memory(False)  # so that weights lie in pages of their own, huge ones where the system gives them
         built = {e.arch: build(e.cfg, DTYPES[settings.dtypes[0]], where) for e in group}
         keep_memory()
@@ -361,6 +360,7 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
                 rows += [row(cell, settings.size, dtype, machines[dtype], label) for cell in cells]
                 say(summary(cells, dtype, batch, ratio))
                 del cells
+        del built, models, planned
     return rows, speeds
 
 

@@ -89,7 +89,8 @@ if EVALS:
             "exec {PYTHON} -m workflows.gather {RESULTS} --table evals"
 
 
-# Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would.
+# Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would. Of the same
+# steps, what the GPU's own counters say; a table without rows where they cannot be read.
 if LATENCY:
     MEASURED.append(f"{RESULTS}/latency.csv")
 
@@ -99,6 +100,7 @@ if LATENCY:
         output:
             steps=f"{RESULTS}/latency.csv",
             machine=f"{RESULTS}/machine.csv",
+            counters=f"{RESULTS}/access_hardware.csv",
         benchmark:
             f"{RESULTS}/benchmarks/latency.tsv"
         priority: -1
@@ -106,9 +108,11 @@ if LATENCY:
         resources:
             gpu=GRID["gpus"],
         params:
-            source=fingerprint("evals.latency"),
+            source=fingerprint("evals.latency", "evals.counters"),
         shell:
-            "exec env THP_MEM_ALLOC_ENABLE=1 {PYTHON} -m evals.latency --results {RESULTS} --out {output.steps} --machine {output.machine}"
+            "env THP_MEM_ALLOC_ENABLE=1 {PYTHON} -m evals.latency"
+            " --results {RESULTS} --out {output.steps} --machine {output.machine}"
+            " && exec {PYTHON} -m evals.counters --results {RESULTS} --out {output.counters}"
 
 
 # What each stage cost, measured by snakemake, beside what the runs say of themselves.
@@ -158,25 +162,6 @@ rule speed:
         source=fingerprint("evals.training_speed"),
     shell:
         "exec {PYTHON} -m evals.training_speed --out {output}"
-
-
-# What the GPU's own counters say of the same steps; a table without rows where they cannot be read.
-if LATENCY:
-
-    rule counters:
-        input:
-            f"{RESULTS}/latency.yaml",
-        output:
-            f"{RESULTS}/access_hardware.csv",
-        threads: workflow.cores
-        resources:
-            gpu=GRID["gpus"],
-        params:
-            source=fingerprint("evals.counters", "evals.latency"),
-            archs=LATENCY["archs"],
-            batches=LATENCY["batches"],
-        shell:
-            "exec {PYTHON} -m evals.counters --results {RESULTS} --arch {params.archs} --batch {params.batches} --out {output}"
 
 
 rule peers:
