@@ -144,12 +144,16 @@ def slots(model: nn.Module) -> list[tuple[int, nn.Module]]:
     return [*((at, block.ffn) for at, block in enumerate(model.blocks)), *((at, memory) for (at, _), memory in memories)]
 
 
+def kv_name(cfg: ModelConfig) -> str:
+    """What the tables call the cache of a model: `mha`, or `gqa` where query heads share keys and values."""
+    return "mha" if cfg.kv_heads == cfg.n_heads else "gqa"
+
+
 def views(cfg: ModelConfig, dtype: str) -> list[View]:
     """Feed-forward and memory alone, and the whole model but the embedding, without cache and with its own."""
     cost = cfg.cost().without("embedding")
-    kv = "mha" if cfg.kv_heads == cfg.n_heads else "gqa"
     cache = cfg.kv_bytes(cfg.seq_len, ITEMSIZE[dtype])
-    return [View("ffn", cost.only(*FEED_FORWARD)), View("model", cost), View("model", cost, kv, cfg.seq_len, cache)]
+    return [View("ffn", cost.only(*FEED_FORWARD)), View("model", cost), View("model", cost, kv_name(cfg), cfg.seq_len, cache)]
 
 
 def asked(model: nn.Module, token_SW: Tensor, position_SP: Tensor, chunk: int = 64) -> Reads:

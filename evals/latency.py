@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from evals import schema
 from evals.access import FEED_FORWARD
-from evals.counted import recorded
+from evals.counted import DTYPES as DTYPE_NAMES
+from evals.counted import kv_name, recorded
 from evals.timers import Timer, timer
 from kernels.allocator import keep_memory
 from kernels.tune import tuning
@@ -48,7 +49,7 @@ from workflows.presets import Latency
 from workflows.provenance import device_name
 from workflows.runs import build_model
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 FEWEST_ROUNDS = 3
 PARTS = {True: ("model", "ffn"), False: ("ffn",)}  # of the main models, of those of other sparse ratios
 
@@ -283,7 +284,6 @@ def time_batch(planned: list[Plan], clock: Timer, batch: int, settings: Latency,
 def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dict:
     plan, cfg, batch = cell.plan, cell.step.model.cfg, len(cell.step.tokens_B1)
     cost, whole, itemsize = cfg.cost().without("embedding"), plan.part == "model", DTYPES[dtype].itemsize
-    kv = "none" if not whole else "mha" if cfg.kv_heads == cfg.n_heads else "gqa"
     cache = batch * cfg.kv_bytes(cell.step.context, itemsize) if whole else 0
     counted, predicted = roofline(cell.step, plan.part, machine, itemsize)
     milliseconds = 1e3 * np.percentile(cell.seconds, (20, 50, 80))
@@ -295,7 +295,7 @@ def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dic
         "variant": plan.variant,
         "batch": batch,
         "context": cell.step.context if whole else 0,
-        "kv": kv,
+        "kv": kv_name(cfg) if whole else "none",
         "sparse_ratio": plan.entry.sparse_ratio if cost.sparse_params else 0.0,
         "dtype": dtype,
         "threads": plan.threads,
