@@ -141,6 +141,19 @@ def hardware_rows(results: Path, archs: list[str], batches: list[int], dtypes: l
                 }
 
 
+def expected(results: Path, counted: list[dict]) -> list[dict]:
+    """The formula's bytes of the steps that were counted, as `evals.latency` declares them, to hold the counters against."""
+    path = results / "latency.csv"
+    if not (counted and path.exists()):
+        return []
+    timed = schema.read(path, "latency")
+    timed = timed[(timed["part"] == "model") & (timed["variant"] == "plain")].drop_duplicates(["arch", "batch", "dtype"])
+    declared = timed.set_index(["arch", "batch", "dtype"])["bytes_declared"]
+    what = {"kind": "declared-expected", "routing": "uniform", "device": None}
+    keys = [(row["arch"], row["batch"], row["dtype"]) for row in counted]
+    return [row | what | {"bytes": float(declared[at])} for row, at in zip(counted, keys, strict=True) if at in declared]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.counters", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="results of the preset, with its latency.yaml")
@@ -158,7 +171,7 @@ def main() -> None:
         rows += hardware_rows(args.results, args.arch, args.batch, args.dtype, device_name("cuda"))
     except NoCounters as error:
         print(error, file=sys.stderr)
-    schema.write(args.out, "access", rows)
+    schema.write(args.out, "access", rows + expected(args.results, rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import yaml
 
 from evals import counters, schema
 from evals.counters import FROM_L2, FROM_MEMORY, NoCounters, read_counters
+from reports import access
 
 HEADER = (
     '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",'
@@ -166,3 +167,27 @@ def test_an_unknown_architecture_is_a_sentence(machine):
     machine.says(GOOD)
     with pytest.raises(counters.UserError, match=r"no architecture moe9; it has dense, moe8"):
         machine("--arch", "moe9")
+
+
+def test_counters_are_held_against_the_formula_of_the_same_step(tmp_path):
+    same = {
+        "arch": "moe2",
+        "size": "decode",
+        "part": "model",
+        "dtype": "bf16",
+        "kv": "gqa",
+        "context": 8,
+        "device": "CUDA: made up",
+    }
+    plain = {"phase": "decode", "variant": "plain", "sparse_ratio": 12.0, "p50_ms": 1.0, "n_iters": 3, "kind": "measured"}
+    timed = [same | plain | {"batch": batch, "bytes_declared": 1e6 * batch} for batch in (1, 4)]
+    timed.insert(0, timed[1] | {"part": "ffn", "bytes_declared": 7.0})
+    schema.write(tmp_path / "latency.csv", "latency", timed)
+    what = {"run": "moe2-decode", "routing": "untrained", "kind": "hardware", "bytes": 4.1e6}
+    counted = [same | what | {"batch": 4}, same | what | {"batch": 16}]
+    assert counters.expected(tmp_path / "nowhere", counted) == counters.expected(tmp_path, []) == []
+    (row,) = counters.expected(tmp_path, counted)
+    assert (row["batch"], row["bytes"], row["kind"], row["routing"]) == (4, 4e6, "declared-expected", "uniform")
+    schema.write(tmp_path / "access.csv", "access", [*counted, row])
+    (table,) = access._agreement(schema.read(tmp_path / "access.csv", "access"), "")
+    assert [cell.text for cell in table.rows[0][-1:]] == ["1.025"]
