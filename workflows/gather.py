@@ -79,14 +79,27 @@ def stage_rows(results: Path) -> list[dict]:
 
 
 def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
-    """Every setting that was tried, with its loss; the best of each architecture is chosen."""
+    """Every setting that was tried, with its loss; the best of each architecture at the size that is tuned is chosen.
+
+    `edge` marks a best rate that has no rate beyond it: the sweep should have gone on.
+    """
     rows = []
     for setting in grid["tuning"]:
         if setting["run"] in runs:
             with open(results / "runs" / setting["run"] / "runs.csv", newline="") as file:
                 rows.append(setting | {"val_loss": float(next(csv.DictReader(file))["val_loss"])})
-    best = {arch: min(r["val_loss"] for r in rows if r["arch"] == arch) for arch in {r["arch"] for r in rows}}
-    return [row | {"chosen": row["val_loss"] == best[row["arch"]]} for row in rows]
+    if not rows:
+        return []
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["arch"], row["size"]), []).append(row)
+    for (_, size), group in groups.items():
+        best = min(group, key=lambda row: row["val_loss"])
+        rates = [row["lr"] for row in group]
+        for row in group:
+            row["chosen"] = row is best and size == rows[0]["size"]
+            row["edge"] = row is best and row["lr"] in (min(rates), max(rates))
+    return rows
 
 
 def gather(results: Path, out: Path, chain: str | None = None) -> int:

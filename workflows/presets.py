@@ -77,7 +77,7 @@ class Size:
     """One backbone.
 
     Args:
-        lr_scale: of every architecture's learning rate, which is tuned at one size; 1/width is muP's rule for Adam.
+        token_scale: of the preset's tokens, so that tokens can grow with activated parameters.
         train: fields of `Train` at this size.
         archs: fields of single architectures at this size (placements depend on depth).
     """
@@ -86,7 +86,7 @@ class Size:
     n_layers: int
     n_heads: int
     n_kv_heads: int | None = None
-    lr_scale: float = 1.0
+    token_scale: float = 1.0
     train: dict[str, Any] = field(default_factory=dict)
     archs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -163,8 +163,11 @@ class Preset:
         archs: name -> {arch: class, fields...}; the knobs that the solver turns are left out.
         recipes: name -> fields of `Train` and, under `arch`, of the architecture, for that architecture alone: the
             winners of the tuning target.
+        base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
+            (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
-        chain_size, chain_seeds: where and how often chains run.
+        chain_size, chain_seeds: where and how often chains run; tuning runs there too.
+        transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
     """
 
     name: str
@@ -175,10 +178,12 @@ class Preset:
     archs: dict[str, dict[str, Any]]
     grid: Grid
     train: dict[str, Any]
+    base_width: int = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
     chain_seeds: tuple[int, ...] = (0,)
+    transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
 
     def __post_init__(self):
@@ -187,6 +192,7 @@ class Preset:
             ("grid.archs", self.grid.archs, self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
+            ("transfer_size", [self.transfer_size] if self.transfer_size else [], self.sizes),
             ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),
             ("measure.latency.archs", self.measure.latency.archs if self.measure.latency else (), self.archs),
         ):
@@ -228,17 +234,32 @@ class Chain:
     source: str = ""
 
 
-def load_tuning() -> dict[str, list[dict[str, Any]]]:
-    """Architecture -> settings that the tuning target tries: `train.` fields and fields of the architecture.
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What the tuning target tries for one architecture.
+
+    Args:
+        settings: `train.` fields and fields of the architecture, at the chains' size; the best becomes its recipe.
+        transfer: of the recipe, rates at the preset's `transfer_size`, around the best one: does the optimum move?
+    """
+
+    settings: tuple[dict[str, Any], ...]
+    transfer: tuple[float, ...] = ()
+
+
+def load_tuning() -> dict[str, Tuning]:
+    """Architecture -> what is tried.
 
     Raises:
         UserError: architectures are tried unequally often; no architecture gets more care than another.
     """
-    settings = read_yaml(CONFIGS / "tuning.yaml")
-    counts = {arch: len(tries) for arch, tries in settings.items()}
-    if len(set(counts.values())) > 1:
-        raise UserError(f"tuning.yaml: every architecture is tried equally often, but the counts are {counts}")
-    return settings
+    data = read_yaml(CONFIGS / "tuning.yaml")
+    tuning = {arch: strict.build(Tuning, tries, f"tuning.yaml: {arch}") for arch, tries in data.items()}
+    for what in ("settings", "transfer"):
+        counts = {arch: len(getattr(tries, what)) for arch, tries in tuning.items()}
+        if len(set(counts.values())) > 1:
+            raise UserError(f"tuning.yaml: every architecture has equally many {what}, but the counts are {counts}")
+    return tuning
 
 
 OVERRIDES = {"preset": str, "corpus": str, "tokens": int, "seeds": list, "archs": list, "sizes": list, "precision": str}

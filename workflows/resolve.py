@@ -18,7 +18,7 @@ from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
 from workflows import errors
-from workflows.ablate import chain_arms, resolve_arm, tuned
+from workflows.ablate import chain_arms, resolve_arm, tuned, tuning_settings
 from workflows.errors import UserError
 from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Chain, Preset, Train, load_chains, load_preset, load_tuning
@@ -34,7 +34,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
     """
     data = str(results / "data" / data_key(preset))
     size = preset.chain_size or preset.grid.sizes[0]
-    matched = {name: match_size(preset, name) for name in dict.fromkeys((*preset.grid.sizes, size))}
+    wanted = (*preset.grid.sizes, size, *([preset.transfer_size] if preset.transfer_size else []))
+    matched = {name: match_size(preset, name) for name in dict.fromkeys(wanted)}
     runs: dict[str, RunConfig] = {}
     by_sha: dict[str, str] = {}
 
@@ -52,20 +53,22 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         for seed in preset.grid.seeds
     ]
     tuning = []
-    for arch, settings in load_tuning().items():
-        for i, setting in enumerate(settings if arch in preset.archs else ()):
-            model, train = tuned(preset, matched[size].models[arch], arch, size, setting)
-            run = add(f"tuning.{arch}.{i}-{size}-s{preset.chain_seeds[0]}", arch, size, preset.chain_seeds[0], model, train)
-            tuning.append(
-                {
-                    "arch": arch,
-                    "setting": json.dumps(setting),
-                    "lr": train.lr,
-                    "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
-                    "init": getattr(model.arch, "init", None),
-                    "run": run,
-                }
-            )
+    for run, arch, where, setting in tuning_settings(preset, load_tuning()):
+        seed = preset.chain_seeds[0]
+        model, train = tuned(preset, matched[where].models[arch], arch, where, setting)
+        tuning.append(
+            {
+                "arch": arch,
+                "size": where,
+                "d_model": model.d_model,
+                "setting": json.dumps(setting),
+                "lr": train.lr,
+                "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
+                "init": getattr(model.arch, "init", None),
+                "seed": seed,
+                "run": add(f"{run}-{where}-s{seed}", arch, where, seed, model, train),
+            }
+        )
     arms = []
     for name, chain in chains.items():
         known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
