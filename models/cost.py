@@ -4,7 +4,8 @@ Every architecture describes itself as a list of `Part`s. A part is `rows` recor
 token reads `reads`: a dense matrix is one record read by every token, a bank of experts is `n_experts` records of which
 `top_k` are read, a value table is `n_keys**2` records of which `n_heads * top_m` are read. All counts follow from that.
 FLOPs are twice the activated non-embedding parameters per token, the definition of P1 (spec section E): the attention
-scores, whose cost depends on the context and is the same in every architecture, are not in it.
+scores, whose cost depends on the context and is the same in every architecture, are not in it. A record that one token
+reads several times (the placebo's one row) is activated once and multiplied as often as it is read.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """Forward FLOPs per token: 2 x activated non-embedding parameters."""
-        return 2 * self.without("embedding").active_params
+        """Forward FLOPs per token: 2 x what it multiplies, the activated non-embedding parameters once for every read."""
+        return 2 * sum(p.reads * p.width for p in self.without("embedding").parts)
 
     def bytes(self, n_tokens: int, itemsize: int, routing: str = "uniform") -> float:
         """Bytes of parameters that one step over `n_tokens` tokens reads, each distinct record once."""

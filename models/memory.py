@@ -64,10 +64,16 @@ class Normed(nn.Module):
 
 
 @remember
-def permutation(n: int) -> Tensor:
-    """The fixed shuffle of n logical addresses; the same for every layer and run, so no checkpoint stores it."""
-    generator = torch.Generator("cpu").manual_seed(n)
+def permutation(n: int, seed: int | None = None) -> Tensor:
+    """A shuffle of n logical addresses. Without a seed the fixed one, the same for every layer and run."""
+    generator = torch.Generator("cpu").manual_seed(n if seed is None else seed)
     return torch.randperm(n, generator=generator, dtype=torch.int32, device="cpu")
+
+
+def jumps(n_rows: int, seed: int) -> Tensor:
+    """By how many of n_rows each position of the context moves on; from 16384 on they repeat."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randint(n_rows, (16384,), generator=generator, dtype=torch.int32, device="cpu")
 
 
 class Memory(nn.Module):
@@ -82,7 +88,7 @@ class Memory(nn.Module):
         super().__init__()
         L, H, Q = len(cfg.spans(n_layers)), cfg.n_mem_heads, cfg.d_key
         self.cfg, self.d_model, self.n_layers = cfg, d_model, n_layers
-        self.window, self.axis = cfg.window(memory, L), cfg.axis(L)
+        self.window, self.axis = cfg.reach(memory, L), cfg.axis(L)
         self.rank_width = Q // cfg.rank if cfg.choice("rank_query") == "split" else Q
         self.conv = CausalConv(d_model, cfg.query_conv) if cfg.query_conv > 1 else None
         self.query_shape = (1 if cfg.share_query == "heads" else H, 2, cfg.query_groups, Q)
@@ -101,18 +107,30 @@ class Memory(nn.Module):
         self.output = Linear(cfg.blocks * width, d_model) if cfg.projects else None
         self.folded: nn.Module | None = None
         self.add_parts(d_model)
-        shuffled = cfg.expansion > 1
         self.kept = None
-        self.register_buffer("shuffle", permutation(self.axis**2) if shuffled else None, persistent=False)
+        self.add_addresses(memory)
         if not self.keys_cHngQ.is_meta:
             initialise(self, fill_table=owner)
-        for parameter in {"none": (), "table": self.table.parameters(), "layer": self.parameters()}[cfg.frozen]:
+        for parameter in {"frozen": self.table, "frozen-layer": self}.get(cfg.placebo, nn.Module()).parameters():
             parameter.requires_grad_(False)
         if self.output is not None:
             self.output.requires_grad_(True)
 
     def add_parts(self, d_model: int) -> None:
         """Linear maps of a subclass."""
+
+    def add_addresses(self, memory: int) -> None:
+        """The shuffle of addresses and the jumps of positions, where there are any.
+
+        Those of a placebo are drawn from the run's seed and the layer's number beside the random stream, so that weights
+        start as they do without, and are part of a checkpoint; the fixed shuffle is not.
+        """
+        cells, seed = self.axis**2, (1000 * torch.initial_seed() + memory) % 2**63
+        drawn, fixed = self.cfg.placebo == "shuffled", self.cfg.expansion > 1
+        shuffle = permutation(cells, seed) if drawn else permutation(cells) if fixed else None
+        self.register_buffer("shuffle", shuffle, persistent=drawn)
+        scattered = self.cfg.placebo == "scattered"
+        self.register_buffer("jumps", jumps(self.window.side**2, seed) if scattered else None)
 
     def extra_linears(self) -> tuple[nn.Linear, ...]:
         return ()
@@ -166,7 +184,15 @@ class Memory(nn.Module):
             score_THmh = score_THmh.softmax(dim=2)
         return score_THmh.flatten(1, 2)
 
-    def address(self, index_TM: Tensor) -> tuple[Tensor, Tensor | None]:
+    def jump(self, x_BTD: Tensor, cache: DecodeState | None = None) -> Tensor | None:
+        """Rows (B T, 1) by which the picks of each token move on in the placebo "scattered"."""
+        if self.jumps is None:
+            return None
+        first, (B, T, _) = cache.length if cache is not None else 0, x_BTD.shape
+        place_T = torch.arange(first, first + T, device=self.jumps.device) % len(self.jumps)
+        return self.jumps[place_T].long().repeat(B)[:, None]
+
+    def address(self, index_TM: Tensor, jump_T1: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Physical row and expansion block of logical addresses (P1 section 3.4; the release's order: shuffle, then cut)."""
         if self.shuffle is not None:
             index_TM = self.shuffle[index_TM].long()
@@ -174,7 +200,9 @@ class Memory(nn.Module):
         if self.cfg.blocks > 1:
             block_TM = index_TM // view
         row_TM = index_TM % view if self.cfg.expansion > 1 else index_TM
-        if self.window.offset:
+        if jump_T1 is not None:
+            row_TM = (row_TM + jump_T1) % view
+        if self.window.offset or self.window.rows < view:
             row_TM = (row_TM + self.window.offset) % self.window.rows
         return row_TM, block_TM
 
@@ -192,7 +220,7 @@ class Memory(nn.Module):
         x_TD = x_BTD.flatten(0, 1)
         row_THnr, col_THnr = self.scores(x_BTD, cache)
         score_THmh, index_THm = self.select(row_THnr, col_THnr)
-        row_TM, block_TM = self.address(index_THm.flatten(1))
+        row_TM, block_TM = self.address(index_THm.flatten(1), self.jump(x_BTD, cache))
         weight_TMh = self.gate(self.weigh(score_THmh), row_TM, x_TD)
         if self.folded is not None:
             y_TD = self.folded(row_TM, block_TM, weight_TMh)
@@ -215,9 +243,9 @@ class Memory(nn.Module):
         """
         row_THnr, col_THnr = self.scores(x_BTD)
         score_THmh, index_THm = self.select(row_THnr, col_THnr)
-        row_TM, _ = self.address(index_THm.flatten(1))
+        row_TM, _ = self.address(index_THm.flatten(1), self.jump(x_BTD))
         use_N = torch.bincount(row_TM.flatten(), minlength=self.window.rows).to(torch.float64)
-        share_N, reach = use_N / use_N.sum(), self.window.side**2
+        share_N, reach = use_N / use_N.sum(), min(self.window.side**2, self.window.rows)
         weight_THmh = self.weigh(score_THmh).view_as(score_THmh)
         sample = max(1, min(64, 2**24 // self.axis**2))
         grid, searched = recall(self.selector, row_THnr[:sample], col_THnr[:sample], index_THm[:sample])

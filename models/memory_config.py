@@ -53,8 +53,10 @@ class MemoryConfig(ArchConfig):
         value_lr_multiplier: of the value tables' learning rate; with schedule "decay" it goes linearly to 1 over the first
             `value_lr_decay_fraction` of training (0: stays) on top of the cosine, with "constant" it multiplies the peak
             learning rate throughout (Lample et al. and Memory+: 1e-3).
-        frozen: control of what learns: "none" is frozen; the "table" keeps its initial values (and pre-values); the whole
-            "layer" keeps its initialisation but for the output projection.
+        placebo: control that computes what the layer computes and lacks one thing that memory is said to give. "one-row":
+            every pick reads the table's only row. "frozen": values (and pre-values) keep their initialisation; "frozen-layer":
+            so does everything but the output projection. "shuffled": which cell leads to which row is drawn anew in every
+            run. "scattered": a cell leads to another row at each position of the context, so no content has a row of its own.
 
     Raises:
         ValueError: a choice that does not exist, or sizes that do not fit together.
@@ -85,7 +87,7 @@ class MemoryConfig(ArchConfig):
     value_lr_multiplier: float = 1.0
     value_lr_decay_fraction: float = 0.0
     value_lr_schedule: Literal["decay", "constant"] = "decay"
-    frozen: Literal["none", "table", "layer"] = "none"
+    placebo: Literal["none", "one-row", "frozen", "frozen-layer", "shuffled", "scattered"] = "none"
 
     @property
     def smallest_size(self) -> int:
@@ -132,6 +134,11 @@ class MemoryConfig(ArchConfig):
     def window(self, memory: int, n_memories: int) -> Window:
         """What memory layer number `memory` sees; by default a table of its own."""
         return Window(memory, self.n_keys**2, self.n_keys, 0)
+
+    def reach(self, memory: int, n_memories: int) -> Window:
+        """The window over the rows that are stored: its cells wrap around a placebo's one row."""
+        window = self.window(memory, n_memories)
+        return window._replace(rows=1) if self.placebo == "one-row" else window
 
     def axis(self, n_memories: int) -> int:
         """n', logical keys per axis."""
@@ -205,7 +212,7 @@ class MemoryConfig(ArchConfig):
             dense("output", "memory", self.blocks * width * d_model if self.projects else 0),
             *self.extra_parts(d_model),
         ]
-        windows = [self.window(i, L) for i in range(L)]
+        windows = [self.reach(i, L) for i in range(L)]
         readers = Counter((w.table, w.rows) for w in windows)
         stored = [
             Part("values", "table", rows, width + self.pre_width(d_model), count * H * self.top_m)

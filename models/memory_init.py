@@ -19,7 +19,9 @@ D d_model, L n_layers, Q d_key, C d_value, P d_pre_value, M picks per token, h c
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+import kernels
 
 N_DRAWS = 512
 
@@ -58,17 +60,35 @@ def initialise(layer: nn.Module, fill_table: bool) -> None:
         target = 0.064 * (cfg.d_ff or 4 * D) / D / (2 * layer.n_layers)
         gain = calibrate(layer) * cfg.n_mem_heads * cfg.top_m * (0.4 * C / D if layer.output is not None else 1.0)
         value_std = pre_std = (target / (gain * 0.4 * P)) ** 0.25 if P else (target / gain) ** 0.5
+    if cfg.placebo == "one-row":
+        value_std *= one_row_gain(layer)
     if fill_table:
         nn.init.normal_(table.values_NC, std=value_std)
         if P:
             nn.init.normal_(table.pre_values_NP, std=pre_std)
 
 
+def drawn_tokens(layer: nn.Module) -> Tensor:
+    x_BTD = torch.randn(1, N_DRAWS, layer.d_model, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    return x_BTD.to(layer.query.weight)
+
+
+def one_row_gain(layer: nn.Module) -> float:
+    """What the one row of a placebo is scaled by, so that its layer starts as loud as with a row for every pick.
+
+    The variance of a block's output is that of a value times the sum of the squared weights of its picks where these read
+    different rows, and times the square of their sum where all read the same.
+    """
+    score_THmh, index_THm = layer.select(*layer.scores(drawn_tokens(layer)))
+    weight_TMh, (row_TM, block_TM) = layer.weigh(score_THmh), layer.address(index_THm.flatten(1))
+    ones_1h = weight_TMh.new_ones(1, weight_TMh.shape[-1])
+    sum_TEh = kernels.weighted_lookup(ones_1h, row_TM, weight_TMh, block_TM, layer.cfg.blocks)
+    return (weight_TMh.square().sum() / sum_TEh.square().sum()).sqrt().item()
+
+
 def calibrate(layer: nn.Module) -> float:
     """Scales the query so that the mean selected score is 1 (raw scores only), and returns their second moment."""
-    weight = layer.query.weight
-    x_BTD = torch.randn(1, N_DRAWS, layer.d_model, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    x_BTD = x_BTD.to(weight)
+    weight, x_BTD = layer.query.weight, drawn_tokens(layer)
 
     def draw():
         return layer.weigh(layer.select(*layer.scores(x_BTD))[0])

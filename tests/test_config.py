@@ -176,7 +176,7 @@ def test_controls_are_worse_and_better_by_construction(smoke):
     _, group = smoke
     chain = load_chains()["controls"]
     _, frozen_model, _ = arm(smoke, chain, 1)
-    assert (frozen_model.arch.frozen, frozen_model.arch.name) == ("layer", "ultramem")
+    assert (frozen_model.arch.placebo, frozen_model.arch.name) == ("frozen-layer", "ultramem")
     assert flops(frozen_model) == pytest.approx(group.flops, rel=0.01)
     _, router_model, _ = arm(smoke, chain, 2)
     assert (router_model.arch.router_frozen, router_model.arch.name) == ("yes", "moe")

@@ -42,6 +42,12 @@ CONFIGS = {
     "v2-code": UltraMemV2Config(**SIZES, d_value=8, variant="code"),
 }
 each_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS.keys())
+PLACEBOS = {
+    f"{name}-{placebo}": replace(CONFIGS[name], placebo=placebo)
+    for name in ("pkm", "peer", "memory_plus", "ultramem", "v2", "v2-ring")
+    for placebo in ("one-row", "frozen", "shuffled", "scattered")
+}
+each_layer = pytest.mark.parametrize("cfg", (CONFIGS | PLACEBOS).values(), ids=(CONFIGS | PLACEBOS).keys())
 
 
 def model_of(arch, **fields):
@@ -74,7 +80,7 @@ def test_every_parameter_learns(cfg):
         assert parameter.grad.abs().max() > 0, name
 
 
-@each_config
+@each_layer
 def test_a_token_sees_no_other_beyond_the_causal_window_of_the_query_convolution(cfg):
     layer = layer_of(cfg).eval()
     x_BTD = torch.randn(2, 7, D, requires_grad=True)
@@ -93,7 +99,7 @@ def test_the_query_convolution_is_causal_and_reads_its_taps():
     assert (x_BTD.grad[0] != 0).any(-1).tolist() == [False, False, True, True, True, False, False]
 
 
-@each_config
+@each_layer
 def test_a_batch_of_two_equals_two_batches_of_one(cfg):
     layer = layer_of(cfg).double().eval()
     x_BTD = torch.randn(2, 5, D, dtype=torch.float64)
@@ -101,7 +107,7 @@ def test_a_batch_of_two_equals_two_batches_of_one(cfg):
     assert torch.allclose(both_BTD, torch.cat([layer(x[None])[0] for x in x_BTD]), rtol=1e-12, atol=1e-14)
 
 
-@each_config
+@each_layer
 def test_decoding_token_by_token_equals_the_whole_sequence(cfg):
     torch.manual_seed(0)
     model = model_of(cfg).build().double().eval()
@@ -287,7 +293,7 @@ def test_placement_mistakes_are_one_sentence():
         ({"retrieval": "product"}, "n_cores 2 needs retrieval tucker"),
         ({"top_m": 577}, "exceeds the 576 cells"),
         ({"n_mem_heads": 0}, "n_mem_heads 0 must be at least 1"),
-        ({"frozen": "keys"}, "frozen 'keys' is not one of none, table, layer"),
+        ({"placebo": "sugar"}, "placebo 'sugar' is not one of none, one-row, frozen, frozen-layer, shuffled, scattered"),
     ],
 )
 def test_config_mistakes_name_the_field(fields, words):
@@ -455,12 +461,12 @@ def test_frozen_parts_keep_their_initialisation(name, optimizer):
     assert kept == set()
     tables = {parameter for parameter in changed if "values_N" in parameter}
     outputs = {parameter for parameter in changed if parameter.endswith("output.weight")}
-    assert trained(replace(CONFIGS[name], frozen="table"), optimizer) == (changed - tables, tables)
-    assert trained(replace(CONFIGS[name], frozen="layer"), optimizer) == (outputs, changed - outputs)
+    assert trained(replace(CONFIGS[name], placebo="frozen"), optimizer) == (changed - tables, tables)
+    assert trained(replace(CONFIGS[name], placebo="frozen-layer"), optimizer) == (outputs, changed - outputs)
 
 
 def test_a_frozen_table_is_read_whole_whatever_its_optimizer():
-    table, row_TM = layer_of(replace(CONFIGS["v2"], frozen="table")).table, torch.tensor([[3, 1, 3]])
+    table, row_TM = layer_of(replace(CONFIGS["v2"], placebo="frozen")).table, torch.tensor([[3, 1, 3]])
     table.gradient = "rows"
     read_NC, place_TM = table.read("values_NC", row_TM)
     assert read_NC is table.values_NC
