@@ -112,7 +112,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _int("tokens", "tokens", "trained on", False),
         _int("steps", "steps", "optimizer steps taken", False),
         _float("train_loss", "nats/token", "training cross-entropy at the end, without auxiliary losses", False),
-        _float("val_loss", "nats/token", "validation cross-entropy at the end, headline sources; recipes are chosen by it", False),
+        _float(
+            "val_loss", "nats/token", "validation cross-entropy at the end, headline sources; recipes are chosen by it", False
+        ),
         _float("val_bpb", "bits/byte", "the same per byte of text", False),
         _float("test_loss", "nats/token", "test cross-entropy at the end, headline sources; this is what is reported", False),
         _float("test_bpb", "bits/byte", "the same per byte of text", False),
@@ -121,7 +123,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _float("wall_s", "s", "wall-clock time of the run, all resumptions", False),
         _float("peak_rss_mb", "MB", "largest resident memory", False),
         _text("precision", "arithmetic of the matrix products: `fp32` or `bf16`"),
-        _text("value_optimizer", "AdamW of value tables: every row each step, or rows that were read", False, ("dense", "rows")),
+        _text(
+            "value_optimizer", "AdamW of value tables: every row each step, or rows that were read", False, ("dense", "rows")
+        ),
         _int("threads", "threads", "of the trainer"),
         DEVICE,
         _text("status", "`finished`, or why not"),

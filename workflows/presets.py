@@ -26,7 +26,7 @@ class Train:
         tokens: training tokens; rounded up to whole steps.
         batch_size: sequences per step, over all workers.
         micro_batch: sequences that one worker's memory holds at a time; 0 is its whole share. Gradients add up, so the
-            result does not depend on it but for rounding (and for a balance loss, which sees one micro-batch at a time).
+            result does not depend on it but for rounding (with a balance loss each is then run forward twice).
         workers: data-parallel processes, started by torchrun; one GPU each.
         seq_len: tokens per sequence.
         lr: peak learning rate, reached after `warmup` (fraction of the steps), then a cosine to `lr * final_lr`.
