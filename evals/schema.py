@@ -193,6 +193,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _int("order", "", "position in the chain, 0 for the base"),
         _text("label", "what the paper calls it"),
         _text("set", "the config delta of this step alone, JSON"),
+        _float("lr", "", "base learning rate: the best of those tried, by validation loss", False),
+        _text("tried", "rates that the row was trained with and their mean validation losses, JSON; empty if one", False),
         RUN,
         _float("paper_train_loss", "nats/token", "published", False),
         _float("paper_val_loss", "nats/token", "published", False),

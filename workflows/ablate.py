@@ -71,11 +71,11 @@ def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dic
 
 
 def tuning_settings(preset: Preset, tuning: dict[str, Tuning]) -> list[tuple[str, str, str, dict[str, Any]]]:
-    """(run id, architecture, size, setting) of every try: all settings at the chains' size, then rates at the transfer size.
+    """(run id, architecture, size, setting) of every try: all settings at the tuning size, then rates at the transfer size.
 
     The latter carry the architecture's recipe, which holds the best setting.
     """
-    tries, size = [], preset.chain_size or preset.grid.sizes[0]
+    tries, size = [], preset.tuning_size or preset.chain_size or preset.grid.sizes[0]
     for arch in [arch for arch in tuning if arch in preset.archs]:
         tries += [(f"tuning.{arch}.{i}", arch, size, setting) for i, setting in enumerate(tuning[arch].settings)]
         best = {key: value for key, value in preset.recipes.get(arch, {}).get("arch", {}).items()}

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 from evals import schema
@@ -102,6 +103,22 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     return rows
 
 
+def arm_rows(arms: list[dict], results: Path) -> list[dict]:
+    """Of every row of every chain the runs at its best rate, by mean validation loss over seeds; `tried` holds the others."""
+    rates: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for arm in arms:
+        with open(results / "runs" / arm["run"] / "runs.csv", newline="") as file:
+            loss = float(next(csv.DictReader(file))["val_loss"])
+        rates.setdefault((arm["chain"], arm["step"]), {}).setdefault(arm["lr"], []).append(loss)
+    rows = []
+    for arm in arms:
+        means = {lr: statistics.fmean(losses) for lr, losses in rates[arm["chain"], arm["step"]].items()}
+        if arm["lr"] == min(means, key=means.get):
+            tried = json.dumps({f"{lr:g}": round(mean, 5) for lr, mean in means.items()}) if len(means) > 1 else None
+            rows.append(arm | {"tried": tried})
+    return rows
+
+
 def gather(results: Path, out: Path, chain: str | None = None) -> int:
     """Writes every table of `results` to `out`, of all finished runs or of one chain's; returns how many runs it took.
 
@@ -122,7 +139,8 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     for table in PER_RUN:
         schema.gather([results / "runs" / run / f"{table}.csv" for run in runs], table, out / f"{table}.csv")
     unfinished = {arm["chain"] for arm in arms if arm["run"] not in runs}
-    schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["chain"] not in unfinished])
+    finished = [arm for arm in arms if arm["chain"] not in unfinished]
+    schema.write(out / "arms.csv", "arms", arm_rows(finished, results))
     if tuning := tuning_rows(grid, runs, results):
         schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])

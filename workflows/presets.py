@@ -166,8 +166,9 @@ class Preset:
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
             (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
-        chain_size, chain_seeds: where and how often chains run; tuning runs there too.
-        transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
+        chain_size, chain_seeds: where and how often chains run.
+        chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
+        tuning_size: where the tuning target runs; None is the chains' size. transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
     """
 
     name: str
@@ -183,6 +184,8 @@ class Preset:
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
     chain_seeds: tuple[int, ...] = (0,)
+    chain_rates: tuple[float, ...] = ()
+    tuning_size: str | None = None
     transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
 
@@ -192,6 +195,7 @@ class Preset:
             ("grid.archs", self.grid.archs, self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
+            ("tuning_size", [self.tuning_size] if self.tuning_size else [], self.sizes),
             ("transfer_size", [self.transfer_size] if self.transfer_size else [], self.sizes),
             ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),
             ("measure.latency.archs", self.measure.latency.archs if self.measure.latency else (), self.archs),
@@ -223,6 +227,9 @@ class Chain:
         only: of a leave-one-out chain, the ids of the deltas that are left out in turn (none: all).
         base: the architecture and the fields that take it to the first row.
         knobs: which knobs are solved again for every row, so that rows have equal FLOPs and parameters.
+        seeds: of this chain, where they are not the preset's `chain_seeds`.
+        tuned: every row is trained with each of the preset's `chain_rates`, so that a step is not punished for the rate of
+            the row before.
     """
 
     title: str
@@ -231,6 +238,8 @@ class Chain:
     steps: tuple[Step, ...]
     only: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ("width", "size")
+    seeds: tuple[int, ...] = ()
+    tuned: bool = False
     source: str = ""
 
 
@@ -239,7 +248,7 @@ class Tuning:
     """What the tuning target tries for one architecture.
 
     Args:
-        settings: `train.` fields and fields of the architecture, at the chains' size; the best becomes its recipe.
+        settings: `train.` fields and fields of the architecture, at the preset's `tuning_size`; the best becomes its recipe.
         transfer: of the recipe, rates at the preset's `transfer_size`, around the best one: does the optimum move?
     """
 

@@ -7,6 +7,8 @@ the trainer and every later stage read. Runs with equal configs are one run, wha
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -34,7 +36,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
     """
     data = str(results / "data" / data_key(preset))
     size = preset.chain_size or preset.grid.sizes[0]
-    wanted = (*preset.grid.sizes, size, *([preset.transfer_size] if preset.transfer_size else []))
+    wanted = (*preset.grid.sizes, size, *filter(None, (preset.tuning_size, preset.transfer_size)))
     matched = {name: match_size(preset, name) for name in dict.fromkeys(wanted)}
     runs: dict[str, RunConfig] = {}
     by_sha: dict[str, str] = {}
@@ -82,8 +84,11 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                 raise
             except ValueError as error:
                 raise UserError(f"preset {preset.name}, {where}, step {step.id}: {error}") from error
-            for seed in preset.chain_seeds:
-                run = add(f"{name}.{step.id}-{size}-s{seed}", arch, size, seed, model, train)
+            rates = preset.chain_rates if chain.tuned and preset.chain_rates else (train.lr,)
+            for (i, lr), seed in itertools.product(enumerate(rates), chain.seeds or preset.chain_seeds):
+                rate = f".lr{i}" if len(rates) > 1 else ""
+                recipe_at = dataclasses.replace(train, lr=lr)
+                run = add(f"{name}.{step.id}{rate}-{size}-s{seed}", arch, size, seed, model, recipe_at)
                 arms.append(
                     {
                         "chain": name,
@@ -92,6 +97,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                         "order": order,
                         "label": step.label,
                         "set": json.dumps(step.set),
+                        "lr": lr,
                         "run": run,
                     }
                     | {f"paper_{key}": value for key, value in step.paper.items()}
