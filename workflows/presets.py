@@ -6,6 +6,7 @@ A chain is a base and a list of deltas. `workflows.resolve` turns both into comp
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,10 +93,33 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Repeat:
+    """Further seeds of a part of the grid, from which the noise between seeds is known."""
+
     sizes: tuple[str, ...]
     archs: tuple[str, ...]
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every size with every architecture and seed, and `repeats`; of those only what `sizes` and `archs` hold is run."""
+
+    sizes: tuple[str, ...]
+    archs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    repeats: tuple[Repeat, ...] = ()
+
+    def cells(self) -> list[tuple[str, str, int]]:
+        """(size, architecture, seed) of every run, each once."""
+        cells = list(itertools.product(self.sizes, self.archs, self.seeds))
+        for repeat in self.repeats:
+            cells += itertools.product(
+                [size for size in repeat.sizes if size in self.sizes],
+                [arch for arch in repeat.archs if arch in self.archs],
+                repeat.seeds,
+            )
+        return list(dict.fromkeys(cells))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +217,8 @@ class Preset:
         for what, chosen, known in (
             ("grid.sizes", self.grid.sizes, self.sizes),
             ("grid.archs", self.grid.archs, self.archs),
+            ("grid.repeats", [size for repeat in self.grid.repeats for size in repeat.sizes], self.sizes),
+            ("grid.repeats", [arch for repeat in self.grid.repeats for arch in repeat.archs], self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
             ("tuning_size", [self.tuning_size] if self.tuning_size else [], self.sizes),

@@ -49,10 +49,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         return by_sha[cfg.sha]
 
     grid = [
-        add(f"{arch}-{size}-s{seed}", arch, size, seed, matched[size].models[arch], recipe(preset, arch, size))
-        for size in preset.grid.sizes
-        for arch in preset.grid.archs
-        for seed in preset.grid.seeds
+        add(f"{arch}-{where}-s{seed}", arch, where, seed, matched[where].models[arch], recipe(preset, arch, where))
+        for where, arch, seed in preset.grid.cells()
     ]
     tuning = []
     for run, arch, where, setting in tuning_settings(preset, load_tuning()):
