@@ -7,16 +7,28 @@ A chain is a base and a list of deltas. `workflows.resolve` turns both into comp
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 
 from workflows import strict
 from workflows.errors import UserError
+from workflows.strict import Distinct, Range
 
 CONFIGS = Path(__file__).parent / "configs"
+
+# What no run of any preset exceeds: far above the papers, and far below what overflows.
+Tokens = Annotated[int, Range(1, 10**14)]
+Count = Annotated[int, Range(1, 10**9)]
+CountOrNone = Annotated[int, Range(0, 10**12)]  # 0 has a meaning of its own
+Share = Annotated[float, Range(0.0, 1.0)]
+Positive = Annotated[float, Range(1e-12, 1e12)]
+Beta = Annotated[float, Range(0.0, 1 - 1e-9)]
+Names = Annotated[tuple[str, ...], Distinct()]
+Seeds = Annotated[tuple[Annotated[int, Range(0, 10**9)], ...], Distinct()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +52,26 @@ class Train:
         health_tokens: validation tokens on which a sparse layer's health is measured; 0 is never.
     """
 
-    tokens: int
-    batch_size: int
-    seq_len: int
-    lr: float
-    micro_batch: int = 0
-    workers: int = 1
-    final_lr: float = 0.1
-    warmup: float = 0.01
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    grad_clip: float = 1.0
+    tokens: Tokens
+    batch_size: Count
+    seq_len: Count
+    lr: Annotated[float, Range(1e-12, 1e3)]
+    micro_batch: CountOrNone = 0
+    workers: Count = 1
+    final_lr: Share = 0.1
+    warmup: Share = 0.01
+    weight_decay: Annotated[float, Range(0.0, 1e3)] = 0.1
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    eps: Positive = 1e-8
+    grad_clip: Positive = 1.0
     value_optimizer: Literal["dense", "rows"] = "dense"
     precision: Literal["fp32", "bf16"] = "bf16"
-    threads: int = 1
-    evaluate: int = 5
-    validation_tokens: int = 65536
-    checkpoint_s: float = 60.0
-    health_tokens: int = 2048
+    threads: Count = 1
+    evaluate: Count = 5
+    validation_tokens: Count = 65536
+    checkpoint_s: Annotated[float, Range(0.0, 1e9)] = 60.0
+    health_tokens: CountOrNone = 2048
 
     def __post_init__(self):
         share = self.batch_size // self.workers
@@ -83,11 +95,11 @@ class Size:
         archs: fields of single architectures at this size (placements depend on depth).
     """
 
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int | None = None
-    token_scale: float = 1.0
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    n_kv_heads: Count | None = None
+    token_scale: Positive = 1.0
     train: dict[str, Any] = field(default_factory=dict)
     archs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -96,18 +108,18 @@ class Size:
 class Repeat:
     """Further seeds of a part of the grid, from which the noise between seeds is known."""
 
-    sizes: tuple[str, ...]
-    archs: tuple[str, ...]
-    seeds: tuple[int, ...]
+    sizes: Names
+    archs: Names
+    seeds: Seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """Every size with every architecture and seed, and `repeats`; of those only what `sizes` and `archs` hold is run."""
 
-    sizes: tuple[str, ...]
-    archs: tuple[str, ...]
-    seeds: tuple[int, ...]
+    sizes: Names
+    archs: Names
+    seeds: Seeds
     repeats: tuple[Repeat, ...] = ()
 
     def cells(self) -> list[tuple[str, str, int]]:
@@ -140,16 +152,16 @@ class Latency:
     """
 
     size: str
-    archs: tuple[str, ...]
+    archs: Names
     match: dict[str, Any] = field(default_factory=dict)
-    context: int = 256
-    batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
-    sparse_ratios: tuple[float, ...] = ()
-    sparsity_batches: tuple[int, ...] = (64,)
-    dtypes: tuple[str, ...] = ("fp32", "bf16")
-    threads: int = 1
-    rounds: int = 9
-    budget_s: float = 6.0
+    context: Count = 256
+    batches: Annotated[tuple[Count, ...], Distinct()] = (1, 4, 16, 64, 256, 1024)
+    sparse_ratios: tuple[Annotated[float, Range(1.0, 1e6)], ...] = ()
+    sparsity_batches: tuple[Count, ...] = (64,)
+    dtypes: Annotated[tuple[Literal["fp32", "bf16"], ...], Distinct()] = ("fp32", "bf16")
+    threads: Count = 1
+    rounds: Annotated[int, Range(3, 10**6)] = 9
+    budget_s: Positive = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +176,8 @@ class Evals:
     """
 
     suites: tuple[str, ...] = ("perplexity", "open", "answers", "memory", "facts")
-    limit: int = 100
-    perplexity_tokens: int = 65536
+    limit: CountOrNone = 100
+    perplexity_tokens: CountOrNone = 65536
     online: tuple[str, ...] = ()
 
 
@@ -192,7 +204,9 @@ class Preset:
         chains: ablation chains that the default target runs; all others run when asked for.
         chain_size, chain_seeds: where and how often chains run.
         chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
-        tuning_size: where the tuning target runs; None is the chains' size. transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
+        tuning_size: where the tuning target runs; None is the chains' size.
+        transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
+        gpu_jobs: jobs ask a cluster for GPUs; on one machine they use the GPUs that it has.
     """
 
     name: str
@@ -207,14 +221,16 @@ class Preset:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
-    chain_seeds: tuple[int, ...] = (0,)
-    chain_rates: tuple[float, ...] = ()
+    chain_seeds: Seeds = (0,)
+    chain_rates: tuple[Positive, ...] = ()
     tuning_size: str | None = None
     transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
+    gpu_jobs: bool = False
 
     def __post_init__(self):
         for what, chosen, known in (
+            ("data.corpus", [self.data.get("corpus")], corpora()),
             ("grid.sizes", self.grid.sizes, self.sizes),
             ("grid.archs", self.grid.archs, self.archs),
             ("grid.repeats", [size for repeat in self.grid.repeats for size in repeat.sizes], self.sizes),
@@ -228,7 +244,7 @@ class Preset:
         ):
             for name in chosen:
                 if name not in known:
-                    raise UserError(f"{what}: {name!r} is not one of {', '.join(known)}")
+                    raise UserError(f"{what}: {strict.shown(name)} is not one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +313,9 @@ def load_tuning() -> dict[str, Tuning]:
     return tuning
 
 
-OVERRIDES = {"preset": str, "corpus": str, "tokens": int, "seeds": list, "archs": list, "sizes": list, "precision": str}
+# What --config takes: the part of a preset that a value goes to, whose field of the same name gives its type and range.
+OVERRIDES = {"tokens": "train", "precision": "train", "seeds": "grid", "archs": "grid", "sizes": "grid", "corpus": "data"}
+PARTS = {"train": Train, "grid": Grid}
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -317,13 +335,18 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
+def corpora() -> list[str]:
+    sources = read_yaml(CONFIGS / "sources.yaml")
+    return ["pypi", *sources["hub"]]
+
+
 def preset_names() -> list[str]:
     return sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("ablations", "sources", "tuning"))
 
 
 def raw_preset(name: str) -> dict:
     if name not in preset_names():
-        raise UserError(f"preset {name!r} is not one of {', '.join(preset_names())}")
+        raise UserError(f"preset {strict.shown(name)} is not one of {', '.join(preset_names())}")
     data = read_yaml(CONFIGS / f"{name}.yaml")
     parent = data.pop("extends", None)
     return merge(raw_preset(parent), data) if parent else data
@@ -337,20 +360,28 @@ def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
     """
     data = raw_preset(name) | {"name": name}
     overrides = {k: v for k, v in (overrides or {}).items() if k != "preset"}
-    strict.check_keys(overrides, OVERRIDES, "--config")
+    strict.check_keys(overrides, ["preset", *OVERRIDES], "--config")
     for key, value in overrides.items():
-        expected = OVERRIDES[key]
-        if expected is list and not isinstance(value, list):
-            value = [value]
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise UserError(f"--config {key}: expected {expected.__name__}, found {type(value).__name__} {value!r}")
-        if key in ("seeds", "archs", "sizes"):
-            data = merge(data, {"grid": {key: value}})
-        elif key == "corpus":
-            data = merge(data, {"data": {"corpus": value}})
-        else:
-            data = merge(data, {"train": {key: value}})
+        data = merge(data, {OVERRIDES[key]: {key: override(key, value)}})
+    strict.build(Train, data["train"], f"preset {name}: train")
     return strict.build(Preset, data, f"preset {name}")
+
+
+def override(key: str, value: Any) -> Any:
+    """A --config value as its field takes it. Snakemake leaves the numbers of a list as text and reads 1e6 as a float.
+
+    Raises:
+        UserError: another type, or out of range.
+    """
+    part, where = OVERRIDES[key], f"--config {key}"
+    hint = get_type_hints(PARTS[part], include_extras=True)[key] if part in PARTS else Literal[tuple(corpora())]
+    if part == "grid" and not isinstance(value, (list, tuple)):
+        value = [value]
+    if key == "seeds":
+        value = [int(item) if isinstance(item, str) and re.fullmatch("[0-9]{1,20}", item) else item for item in value]
+    if key == "tokens" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return strict.convert(hint, value, where)
 
 
 def load_chains() -> dict[str, Chain]:
