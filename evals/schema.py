@@ -34,15 +34,19 @@ class Column:
     choices: tuple[str, ...] = ()
 
     def parse(self, cell: str):
-        """The value of a cell as written by `format`; None where it is empty. ValueError says what is wrong."""
-        if cell == "":
+        """The value of a cell as `format`, pandas, R or a spreadsheet write it; None where it is missing.
+
+        Raises:
+            ValueError: what is wrong with the cell.
+        """
+        if cell in MISSING:
             if self.required:
-                raise ValueError(f"{self.name} is empty")
+                raise ValueError(f"{self.name} is {f'{cell!r}, a missing value' if cell else 'empty'}")
             return None
         if self.choices and cell not in self.choices:
             raise ValueError(f"{self.name} is {cell!r}, allowed: {', '.join(self.choices)}")
         try:
-            value = {"true": True, "false": False}[cell] if self.dtype is bool else self.dtype(cell)
+            value = READ[self.dtype](cell)
         except (ValueError, KeyError):
             value = math.nan
         if value != value:
@@ -63,11 +67,27 @@ class Column:
             text = value
         else:
             raise ValueError(f"{self.name} is {value!r}, not {WORDS[self.dtype]}")
-        self.parse(text)
+        if self.parse(text) is None and text:
+            raise ValueError(f"{self.name} is {text!r}, which reads back as a missing value")
         return text
 
 
+def _whole(cell: str) -> int:
+    """Also of 3.0 and 1e+05, as far as a float holds every whole number."""
+    try:
+        return int(cell)
+    except ValueError:
+        value = float(cell)
+        if not value.is_integer() or abs(value) > 2**53:
+            raise
+        return int(value)
+
+
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+MISSING = frozenset(("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"))
+BOOLS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
+READ = {str: str, int: _whole, float: float, bool: lambda cell: BOOLS[cell.lower()]}
+ROW_NAMES = ("", "Unnamed: 0")  # the header of R's row names and of pandas' index, and of the latter read back
 
 
 def _text(name: str, doc: str, required: bool = True, choices: tuple[str, ...] = ()) -> Column:
@@ -421,12 +441,17 @@ def write(path: str | Path, table: str, rows: Iterable[Mapping] | pd.DataFrame) 
 def read(path: str | Path, table: str) -> pd.DataFrame:
     """The table as a frame: int64 (Int64 where cells are missing), float64, bool (boolean), and str ("" if missing).
 
+    What pandas, R and spreadsheets make of a file of `write` is read as the file itself: their words for booleans and
+    missing values, whole numbers written as floats, quotes, a byte order mark, CRLF, blank lines, row names in front, and
+    columns in another order (the frame has them in the schema's). What such a program changed is beyond repair: R writes
+    15 digits, and text that looks like a number (007) may come back as one.
+
     UserError, in one sentence, for a file that is missing, cut short, of another table, or holds a cell that does not
     parse. A file cut exactly at the end of a line cannot be told from a shorter one.
     """
     schema = columns(table)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes table {table!r}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -438,12 +463,14 @@ def read(path: str | Path, table: str) -> pd.DataFrame:
     cells = {name: [] for name in names}
     try:
         header = next(lines)
-        if header != names:
-            raise UserError(f"{path} is not a CSV of table {table!r}: {_difference(header, names)}")
-        for row in lines:
-            if len(row) != len(schema):
-                raise UserError(f"{path} line {lines.line_num} has {len(row)} cells, table {table!r} has {len(schema)}")
-            for column, cell in zip(schema, row, strict=True):
+        first = int(header[:1] != [] and header[0] in ROW_NAMES)
+        if sorted(header[first:]) != sorted(names):
+            raise UserError(f"{path} is not a CSV of table {table!r}: {_difference(header[first:], names)}")
+        order = [schema[names.index(name)] for name in header[first:]]
+        for row in filter(None, lines):
+            if len(row) != len(header):
+                raise UserError(f"{path} line {lines.line_num} has {len(row)} cells, its header has {len(header)}")
+            for column, cell in zip(order, row[first:], strict=True):
                 cells[column.name].append(column.parse(cell))
     except csv.Error as error:
         raise UserError(f"{path} line {lines.line_num} is not CSV: {error}") from None
@@ -496,7 +523,7 @@ def _names(names: Iterable[str]) -> str:
 def _difference(header: list[str], names: list[str]) -> str:
     missing, unknown = set(names) - set(header), set(header) - set(names)
     words = [f"it lacks {_names(missing)}"] * bool(missing) + [f"it has {_names(unknown)}"] * bool(unknown)
-    return " and ".join(words) or "its columns are in another order or repeated"
+    return " and ".join(words) or "a column is repeated"
 
 
 def _series(column: Column, values: list) -> pd.Series:

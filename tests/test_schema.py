@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals import schema
@@ -13,16 +13,22 @@ from workflows.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VALUES = {
-    str: st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.sampled_from(['a,"b"', "two\nlines"]),
+    str: st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: text not in schema.MISSING)
+    | st.sampled_from(['a,"b"', "two\nlines"]),
     int: st.integers(-(2**62), 2**62),
     float: st.floats(allow_nan=False),
     bool: st.booleans(),
 }
 
 
-def rows_of(table: str) -> st.SearchStrategy[dict]:
+# What pandas keeps: text that it cannot take for a number, and whole numbers that a float holds (it has no other column
+# for whole numbers of which some are missing).
+KEPT = VALUES | {str: VALUES[str].map("x{}".format), int: st.integers(-(2**53), 2**53)}
+
+
+def rows_of(table: str, values: dict[type, st.SearchStrategy] = VALUES) -> st.SearchStrategy[dict]:
     def cell(column: schema.Column):
-        value = st.sampled_from(column.choices) if column.choices else VALUES[column.dtype]
+        value = st.sampled_from(column.choices) if column.choices else values[column.dtype]
         return value if column.required else value | st.none()
 
     return st.fixed_dictionaries({column.name: cell(column) for column in schema.columns(table)})
@@ -51,6 +57,75 @@ def test_every_table_round_trips_exactly(tmp_path_factory, data):
     again = path.with_name("again.csv")
     schema.write(again, table, frame)
     assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("table", sorted(schema.TABLES))
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_a_table_that_went_through_pandas_reads_as_before(tmp_path_factory, table, data):
+    rows = data.draw(st.lists(rows_of(table, KEPT), min_size=1, max_size=4))
+    path = tmp_path_factory.mktemp("csv") / f"{table}.csv"
+    schema.write(path, table, rows)
+    before = schema.read(path, table)
+    with_index, order = data.draw(st.booleans()), data.draw(st.permutations(list(before)))
+    frame = pd.read_csv(path, float_precision="round_trip")[order]
+    frame.to_csv(path, index=with_index, lineterminator=data.draw(st.sampled_from(["\n", "\r\n"])))
+    pd.testing.assert_frame_equal(schema.read(path, table), before, check_exact=True)
+    pd.read_csv(path).to_csv(path, index=False)  # the index is now a column of a name that pandas made up
+    pd.testing.assert_frame_equal(schema.read(path, table), before, rtol=1e-14)
+
+
+EVALS = [
+    {"run": "a", "task": "t", "metric": "acc", "n_shot": 0, "n": 100000, "value": 0.5, "higher_is_better": True},
+    {"run": "b,c", "task": 'a "b"', "metric": "loss", "n_shot": 5, "n": 3, "value": -1e-05, "stderr": 0.25, "chance": 2.0}
+    | {"higher_is_better": False},
+]
+FOREIGN = {
+    "R's write.csv": '"","run","task","metric","n_shot","n","value","stderr","chance","higher_is_better"\n'
+    '"1","a","t","acc",0,1e+05,0.5,NA,NA,TRUE\n"2","b,c","a ""b""","loss",5,3,-1e-05,0.25,2,FALSE\n',
+    "a spreadsheet's": "\ufeffrun,task,metric,n_shot,n,value,stderr,chance,higher_is_better\r\n"
+    'a,t,acc,0,100000,0.5,#N/A,,TRUE\r\n"b,c","a ""b""",loss,5,3,-1.00E-05,0.25,2,FALSE\r\n\r\n',
+    "pandas' with everything as float": "task,run,metric,n_shot,n,value,stderr,chance,higher_is_better\n"
+    't,a,acc,0.0,100000.0,0.5,NaN,<NA>,1.0\n"a ""b""","b,c",loss,5.0,3.0,-1e-05,0.25,2.0,0.0\n',
+    "initials": "run,task,metric,n_shot,n,value,stderr,chance,higher_is_better\n"
+    '"a","t","acc","0","100000","0.5","nan","NULL","T"\n"b,c","a ""b""",loss,5,3,-1e-05,0.25,2,f\n',
+}
+
+
+@pytest.mark.parametrize("who", FOREIGN)
+def test_what_other_programs_write_is_read(tmp_path, who):
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    schema.write(ours, "evals", EVALS)
+    theirs.write_bytes(FOREIGN[who].encode())
+    pd.testing.assert_frame_equal(schema.read(theirs, "evals"), schema.read(ours, "evals"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (",true\n", ",yes\n", "line 2 does not fit table 'evals': higher_is_better is 'yes', not true or false"),
+        (",true\n", ",2\n", "higher_is_better is '2', not true or false"),
+        (",true\n", ",NA\n", "higher_is_better is 'NA', a missing value"),
+        ("100000", "100000.5", "n is '100000.5', not a whole number"),
+        ("100000", "9.1e+15", "n is '9.1e+15', not a whole number"),
+        ("100000", "inf", "n is 'inf', not a whole number"),
+        ("100000", "<NA>", "n is '<NA>', a missing value"),
+    ],
+)
+def test_what_no_program_means_stays_refused(tmp_path, old, new, words):
+    path = tmp_path / "evals.csv"
+    schema.write(path, "evals", EVALS)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        schema.read(path, "evals")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("word", sorted(schema.MISSING - {""}))
+def test_text_that_would_read_back_as_missing_is_not_written(tmp_path, word):
+    for column in ("run", "target"):
+        with pytest.raises(ValueError, match=f"{column} is '{word}'"):
+            schema.write(tmp_path / "cost.csv", "cost", [{"target": "t", "core_seconds": 1.0} | {column: word}])
 
 
 def test_missing_value_is_an_empty_cell_and_not_zero(tmp_path):
@@ -101,7 +176,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         ("run,step,layer,metric,value\na,1,0,used,0.5\na,2,0\n", "line 3 has 3 cells"),
         ("run,step,layer,metric\na,1,0,used\n", "lacks 'value'"),
         ("name,step,layer,metric,value\na,1,0,used,0.5\n", "lacks 'run' and it has 'name'"),
-        ("step,run,layer,metric,value\n1,a,0,used,0.5\n", "another order"),
+        ("run,step,layer,metric,value,run\na,1,0,used,0.5,a\n", "a column is repeated"),
         ("run,step,layer,metric,value\na,1,0,used,0.5x\n", "line 2 does not fit table 'health': value is '0.5x'"),
         ("run,step,layer,metric,value\na,1,0,used,nan\n", "value is 'nan'"),
         ("run,step,layer,metric,value\na,,0,used,0.5\n", "step is empty"),
