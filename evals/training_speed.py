@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from evals import schema
 from kernels.allocator import keep_memory
-from models.match import match
 from workflows import errors
-from workflows.matched import match_rule, prototype, recipe
+from workflows.matched import match_size, recipe
 from workflows.optim import Optimizers, clip_gradients
-from workflows.presets import load_preset
+from workflows.presets import Measure, load_preset
 from workflows.provenance import device_name
 from workflows.runs import RunConfig
 
@@ -103,18 +102,22 @@ def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
 
 
 def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], None]]:
-    """(implementation, architecture, precision) -> one training step, at matched FLOPs, shapes of the cpu preset."""
+    """(implementation, architecture, precision) -> one training step, at matched FLOPs, shapes of the cpu preset.
+
+    Raises:
+        UserError: models of this width cannot be matched.
+    """
     preset = load_preset("cpu")
     size = {"d_model": d_model, "n_layers": 4, "n_heads": 4}
     widths = {"ultramem": {"d_value": d_model // 2}, "ultramem_v2": {"d_value": d_model // 4}}
     sizes = {"bench": replace(next(iter(preset.sizes.values())), **size, archs=widths)}
-    preset = replace(preset, sizes=sizes, grid=replace(preset.grid, sizes=("bench",)), chain_size=None)
-    models = match({arch: prototype(preset, arch, "bench") for arch in ARCHS}, match_rule(preset))
+    preset = replace(preset, sizes=sizes, grid=replace(preset.grid, sizes=("bench",)), chain_size=None, measure=Measure())
+    models = match_size(preset, "bench").models
     steps = {}
-    for arch, model in models.items():
+    for arch in ARCHS:
         for precision in ("bf16", "fp32"):
             train = replace(recipe(preset, arch, "bench"), batch_size=batch_size, precision=precision)
-            run = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=model, train=train)
+            run = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=models[arch], train=train)
             steps["ours", arch, precision] = our_step(run)
     dense = models["dense"]
     for precision in ("bf16", "fp32"):

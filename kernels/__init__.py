@@ -94,8 +94,8 @@ def _require(condition, message):
 def key_scores(query_THrK, keys_HrnK):
     """Scores of every key of one axis (P1 eq. 4): query . key per head and rank, summed in float32 or wider.
 
-    query_THrK: (T, H, r, K); keys_HrnK: (H, r, n, K), K the width that one rank scores. Both of one dtype. Returns
-    (T, H, n, r) in float32 or wider. Gradient: query, keys.
+    query_THrK: (T, H, r, K), or (T, H, 1, K) for one query that meets the keys of every rank; keys_HrnK: (H, r, n, K),
+    K the width that one rank scores. Both of one dtype. Returns (T, H, n, r) in float32 or wider. Gradient: query, keys.
     """
     chosen = "native" if query_THrK.device.type == "cpu" and backend("cpu") == "native" else "reference"
     return _function("key_scores", chosen)(query_THrK, keys_HrnK)

@@ -384,15 +384,14 @@ def rms_norm(x_XD, weight_D, eps):
 
 
 def key_scores(query_THrK, keys_HrnK):
-    T, H, r, K = query_THrK.shape
-    dtype = query_THrK.dtype
+    (T, H, _, K), (_, r, n, _), dtype = query_THrK.shape, keys_HrnK.shape, query_THrK.dtype
     # Nothing else multiplies bfloat16 into float32.
     served = _streams(dtype, 1 if dtype == torch.bfloat16 else T, K)
     if _needs_grad(query_THrK, keys_HrnK) or dtype != keys_HrnK.dtype or not served:
         return reference.key_scores(query_THrK, keys_HrnK)
-    n, name = keys_HrnK.shape[2], "scores_bf16" if dtype == torch.bfloat16 else "linear_f32"
+    name = "scores_bf16" if dtype == torch.bfloat16 else "linear_f32"
     score_HrTn = torch.empty(H, r, T, n)
-    query_HrTK = query_THrK.permute(1, 2, 0, 3).contiguous()
+    query_HrTK = query_THrK.permute(1, 2, 0, 3).expand(-1, r, -1, -1).contiguous()
     _call(name, query_HrTK, keys_HrnK.contiguous(), torch.full((H * r,), T), H * r, K, n, score_HrTn, work=n // 64)
     return score_HrTn.permute(2, 0, 3, 1)
 

@@ -75,6 +75,16 @@ def test_key_scores_keep_float32_sums_of_half_precision_products(dtype, toleranc
 
 
 @needs_compiler
+def test_one_query_meets_the_keys_of_every_rank():
+    query, keys = numbers(3, 2, 1, 40), numbers(2, 4, 33, 40, seed=1)
+    wanted = torch.einsum("thk,hrnk->thnr", query[:, :, 0].double(), keys.double())
+    for module in (reference, native):
+        got = module.key_scores(query, keys)
+        assert got.shape == wanted.shape
+        rounded_once(got, wanted, 1e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("counts", [[3, 0, 1, 8], [0, 0, 0, 0], [200, 1, 0, 5]])
 def test_experts_laid_out_for_decoding_multiply_the_same(dtype, tolerance, counts):

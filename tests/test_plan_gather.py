@@ -1,4 +1,4 @@
-"""Predictions add up and say what they were calibrated on; gathering takes only runs of the present config."""
+"""Predictions add up and say what they were calibrated on; gathering takes only runs of the present config and code."""
 
 import json
 
@@ -12,24 +12,29 @@ from workflows.errors import UserError
 
 @pytest.fixture
 def results(tmp_path):
-    """A resolved smoke preset of which three runs are finished, one of them by an older config."""
+    """A resolved smoke preset of which four runs are finished, one of them by an older config, one by older code."""
     grid = resolve.write_grid("smoke", {}, tmp_path)
     folder = tmp_path / "smoke"
-    for i, run in enumerate(["dense-xs-s0", "moe8-xs-s0", "pkm-xs-s0"]):
+    for i, run in enumerate(["dense-xs-s0", "moe8-xs-s0", "pkm-xs-s0", "ultramem-xs-s0"]):
         entry = grid["runs"][run]
-        sha = "another" if run == "moe8-xs-s0" else entry["sha"]
-        done = row("runs", run=run, arch=entry["arch"], config_sha=sha, val_loss=5.0 - i, core_seconds=10.0, tokens=100)
+        made_by = {
+            "config_sha": "another" if run == "moe8-xs-s0" else entry["sha"],
+            "source_sha": "older" if run == "ultramem-xs-s0" else entry["source"],
+        }
+        done = row("runs", run=run, arch=entry["arch"], **made_by, val_loss=5.0 - i, core_seconds=10.0, tokens=100)
         schema.write(folder / "runs" / run / "runs.csv", "runs", [done | {"flops_per_token": 7.0}])
         schema.write(folder / "runs" / run / "train.csv", "train", [row("train", run=run)])
         schema.write(folder / "runs" / run / "health.csv", "health", [])
     return folder
 
 
-def test_only_runs_of_this_config_are_gathered(results, capsys):
+def test_only_runs_of_this_config_and_this_code_are_gathered(results, capsys):
     assert gather.gather(results, results) == 2
     runs = schema.read(results / "runs.csv", "runs")
     assert list(runs.run) == ["dense-xs-s0", "pkm-xs-s0"]
-    assert "left out moe8-xs-s0: it was trained with config another" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "left out moe8-xs-s0: it was trained with config another" in told
+    assert "left out ultramem-xs-s0: it was trained by source older" in told
     assert len(schema.read(results / "matched_compute.csv", "matched_compute")) == 7
     assert schema.read(results / "arms.csv", "arms").empty  # their bases are trained, none of their rows
 

@@ -1,6 +1,6 @@
 """Joins the CSVs of finished runs into those of a preset: python -m workflows.gather results/cpu
 
-Only runs whose config is the grid's are taken; a run trained by an older config is left out and named.
+Only runs whose config and whose source are the grid's are taken; a run trained by an older one is left out and named.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ def read_grid(results: Path) -> dict:
 
 
 def finished_runs(results: Path, grid: dict) -> list[str]:
-    """Runs of the grid that are complete and were made by its config, in the grid's order."""
+    """Runs of the grid that are complete and were made by its config and its code, in the grid's order."""
     taken = []
     for run, entry in grid["runs"].items():
         folder = results / "runs" / run
         if not all((folder / f"{table}.csv").exists() for table in PER_RUN):
             continue
         with open(folder / "runs.csv", newline="") as file:
-            sha = next(csv.DictReader(file))["config_sha"]
-        if sha == entry["sha"]:
-            taken.append(run)
+            row = next(csv.DictReader(file))
+        if row["config_sha"] != entry["sha"]:
+            print(f"left out {run}: it was trained with config {row['config_sha']}, the preset now says {entry['sha']}")
+        elif row["source_sha"] != entry["source"]:
+            print(f"left out {run}: it was trained by source {row['source_sha']}, the code is now {entry['source']}")
         else:
-            print(f"left out {run}: it was trained with config {sha}, the preset now says {entry['sha']}")
+            taken.append(run)
     return taken
 
 
