@@ -1,10 +1,11 @@
-"""Scores a trained run on lm-eval tasks: python -m evals.harness --run results/cpu/runs/dense-xs-s0 --limit 200
+"""Scores trained runs on lm-eval tasks: python -m evals.harness --run results/cpu/runs/*-xs-s0 --limit 500
 
-`ModelLM` is the adapter between lm-eval 0.4.13 and a Transformer; `evaluate` runs the tasks of evals/tasks, which read
-everything from files that `workflows.prepare` fetched, and returns rows of the table `evals` (evals/schema.py).
-`--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the internet.
-
-B rows, T time, S scored positions, D d_model, V vocabulary.
+`questions` makes the requests of the tasks in evals/tasks, which read everything from files that `workflows.prepare`
+fetched, and `scores` asks a model and returns rows of the table `evals` (evals/schema.py). Prompts and their tokens are
+made once for all runs of one corpus. Each run gets its `evals.csv` and `items.parquet` (evals/items.py) as soon as it is
+scored; one that has them, of the same weights, data, code and questions, is passed over. The first metric in a task's file
+is its primary one. `--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the
+internet.
 """
 
 from __future__ import annotations
@@ -15,24 +16,29 @@ import logging
 import math
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
-from lm_eval.api.model import LM
-from lm_eval.utils import get_rolling_token_windows
-from torch import Tensor
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
 
-from evals import perplexity, schema
+from evals import items, perplexity, schema
+from evals.items import stderr
 from evals.memory_tasks import TASKS as MEMORY_TASKS
-from evals.memory_tasks import BioS, end_of_text
+from evals.memory_tasks import BioS
+from evals.model_lm import ModelLM
 from workflows.errors import UserError, run
+from workflows.provenance import sha
+
+if TYPE_CHECKING:
+    from evals.load import Opened
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 MMLU_VAR = ("mmlu_var_stem", "mmlu_var_humanities", "mmlu_var_social_sciences", "mmlu_var_other")
@@ -52,207 +58,26 @@ ONLINE = {
         *("bbh_cot_fewshot", "gpqa_main_zeroshot"),
     )
 }
-BLOCK = 16
 ACCURACIES = ("acc", "len_norm", "acc_norm")
 
 
-class Row(NamedTuple):
-    """One input of the model and what is wanted of it: (length of a beginning, its last targets, their request)."""
+class Asked(NamedTuple):
+    """A task of lm-eval and its requests, those of an item together and in the order of its choices."""
 
-    inputs: tuple[int, ...]
-    wanted: list[tuple[int, list[int], int]]
-
-    @property
-    def unscored(self) -> int:
-        """Positions before the first whose prediction is scored."""
-        return min(length - len(targets) for length, targets, _ in self.wanted)
-
-
-class ModelLM(LM):
-    """A Transformer and its tokenizer as an lm-eval model, scored in float32 whatever the weights are.
-
-    Prompts longer than the model's `seq_len` lose their left end; a continuation is always scored wholly.
-
-    Args:
-        model: has `hidden(tokens_BT, cache) -> (hidden_BTD, aux)`, `decode_state`, `head_weight` (V, D) and `cfg`, as a
-            Transformer.
-        tokenizer: a `tokenizers.Tokenizer` with `<|endoftext|>`, the prefix of an empty context.
-        batch_tokens: padded tokens in one forward pass.
-    """
-
-    def __init__(self, model, tokenizer, batch_tokens: int = 4096, device: str = "cpu"):
-        super().__init__()
-        self._device = torch.device(device)
-        self.model, self.tokenizer, self.batch_tokens = model.to(self.device).eval(), tokenizer, batch_tokens
-        self.seq_len, self.prefix = model.cfg.seq_len, end_of_text(tokenizer)
-        self.truncated = 0
+    name: str
+    task: Task
+    requests: list[list[Instance]]
 
     @property
-    def tokenizer_name(self) -> str:
-        return "suite-bpe"
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of the context and of the continuation as they stand in the joined text.
-
-        White space at the end of the context moves to the continuation, where the tokenizer would join it. Where the
-        joined text has no token of the continuation's own, both are encoded apart.
-        """
-        stripped = context.rstrip()
-        context, continuation = stripped, context[len(stripped) :] + continuation
-        if not context:
-            return [self.prefix], self.encode(continuation)
-        alone, whole = self.encode(context), self.encode(context + continuation)
-        if len(whole) > len(alone):
-            return whole[: len(alone)], whole[len(alone) :]
-        return alone, self.encode(continuation)
-
-    def fits(self, context: str, choices: list[str]) -> bool:
-        """Whether the longest choice can be scored with the whole context before it."""
-        return len(self.encode(f"{context} {max(choices, key=len)}")) <= self.seq_len + 1
-
-    def windows(self, context: list[int], continuation: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-        """(input, targets) pairs, the targets being those of the input's last positions."""
-        if len(continuation) > self.seq_len:
-            yield from get_rolling_token_windows(continuation, context[-1], self.seq_len, context_len=1)
-        else:
-            yield (context + continuation)[-self.seq_len - 1 : -1], continuation
-
-    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-        pairs = [self.encode_pair(*request.args) for request in requests]
-        self.truncated += sum(len(context) + len(continuation) > self.seq_len + 1 for context, continuation in pairs)
-        return self.score([list(self.windows(*pair)) if pair[1] else [] for pair in pairs])
-
-    def loglikelihood_rolling(self, requests) -> list[float]:
-        """Of whole texts, in windows of seq_len tokens, as lm-eval's own models do."""
-        texts = [self.encode(request.args[0]) for request in requests]
-        rolls = [list(get_rolling_token_windows(text, self.prefix, self.seq_len, context_len=1)) for text in texts]
-        return [total for total, _ in self.score(rolls)]
-
-    @torch.no_grad()
-    def score(self, requests: list[list[tuple[list[int], list[int]]]]) -> list[tuple[float, bool]]:
-        """Summed log-probability and greediness of each request's windows.
-
-        Inputs that begin another input, such as a context before choices of one token each, ride along with it.
-        """
-        jobs = sorted(
-            (tuple(inputs), targets, number) for number, windows in enumerate(requests) for inputs, targets in windows
-        )
-        rows: list[Row] = []
-        for inputs, targets, number in reversed(jobs):
-            if not rows or rows[-1].inputs[: len(inputs)] != inputs:
-                rows.append(Row(inputs, []))
-            rows[-1].wanted.append((len(inputs), targets, number))
-        totals, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
-        for shared, batch in self._batches(rows):
-            row_S, column_S, target_S, number_S = [], [], [], []
-            for row, (_, wanted) in enumerate(batch):
-                for length, targets, number in wanted:
-                    row_S += [row] * len(targets)
-                    column_S += range(length - len(targets) - shared, length - shared)
-                    target_S += targets
-                    number_S += [number] * len(targets)
-            hidden_SD = self._hidden([row.inputs for row in batch], shared)[row_S, column_S]
-            logprob_S, greedy_S = self._picked(hidden_SD, torch.tensor(target_S, device=self.device))
-            np.add.at(totals, number_S, logprob_S.double().cpu().numpy())
-            np.logical_and.at(greedy, number_S, greedy_S.cpu().numpy())
-        return list(zip(totals.tolist(), greedy.tolist(), strict=True))
-
-    def _batches(self, rows: list[Row]) -> Iterator[tuple[int, list[Row]]]:
-        """Rows in groups that pad to at most batch_tokens, and how many first tokens they share with a sibling.
-
-        The choices of one item share their context. It is cut to whole blocks, so that contexts of nearly one length
-        go through the model in one pass and their cache has no holes.
-        """
-        families = defaultdict(list)
-        for row in rows:
-            families[row.inputs[: row.unscored // BLOCK * BLOCK]].append(row)
-        groups = defaultdict(list)
-        for head, family in families.items():
-            groups[len(head) if len(family) > 1 else 0].append(sorted(family, key=lambda row: -len(row.inputs)))
-        for shared, of_one_length in groups.items():
-            of_one_length.sort(key=lambda family: -len(family[0].inputs))
-            group = [row for family in of_one_length for row in family]
-            while group:
-                size = max(1, self.batch_tokens // len(group[0].inputs))
-                yield shared, group[:size]
-                group = group[size:]
-
-    def _hidden(self, inputs: list, shared: int = 0) -> Tensor:
-        """(B, T, D) hidden states of the inputs from position `shared` on; the tokens before it run once for all."""
-        if not shared:
-            return self.model.hidden(self._padded(inputs))[0]
-        heads = {head: number for number, head in enumerate(dict.fromkeys(tokens[:shared] for tokens in inputs))}
-        cache = self.model.decode_state(len(heads), shared)
-        self.model.hidden(self._padded(list(heads)), cache)
-        rows = torch.tensor([heads[tokens[:shared]] for tokens in inputs], device=self.device)
-        cache = cache.take(rows, max(map(len, inputs)))
-        return self.model.hidden(self._padded([tokens[shared:] for tokens in inputs]), cache)[0]
-
-    def _padded(self, rows: list) -> Tensor:
-        """(B, T) tokens; padding on the right, which causal layers do not see from the left."""
-        tokens_BT = torch.full((len(rows), max(map(len, rows))), self.prefix)
-        for row, tokens in enumerate(rows):
-            tokens_BT[row, : len(tokens)] = torch.tensor(tokens)
-        return tokens_BT.to(self.device)
-
-    def _picked(self, hidden_SD: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs, greedy = [], []
-        for hidden, target in zip(hidden_SD.split(2048), target_S.split(2048), strict=True):
-            logits_SV = (hidden @ self.model.head_weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
-            best_S = logits_SV.argmax(-1)
-            picked_S = logits_SV.gather(1, target[:, None])[:, 0]
-            logprobs.append(picked_S - logits_SV.logsumexp(-1))
-            greedy.append(best_S == target)
-        return torch.cat(logprobs), torch.cat(greedy)
-
-    @torch.no_grad()
-    def generate_until(self, requests) -> list[str]:
-        """Greedy decoding; the text before the first of `until`. The whole sequence is run again for each token.
-
-        Raises:
-            UserError: a task asks for sampling.
-        """
-        states = []
-        for request in requests:
-            context, options = request.args
-            if options.get("do_sample") and options.get("temperature", 1.0) > 0:
-                raise UserError("a task asks for sampling and this suite decodes greedily: set do_sample: false in it")
-            until = options.get("until") or []
-            until = [until] if isinstance(until, str) else list(until)
-            room = min(options.get("max_gen_toks", 64), self.seq_len - 1)
-            tokens = self.encode(context) or [self.prefix]
-            states.append({"tokens": tokens[-(self.seq_len - room) :], "new": [], "until": until, "room": room})
-        live = [state for state in states if state["room"] > 0]
-        while live:
-            live.sort(key=lambda state: -len(state["tokens"]))
-            size = max(1, self.batch_tokens // len(live[0]["tokens"]))
-            for batch in (live[start : start + size] for start in range(0, len(live), size)):
-                tokens = [state["tokens"] for state in batch]
-                last_BD = self._hidden(tokens)[range(len(batch)), [len(row) - 1 for row in tokens]]
-                for state, token in zip(batch, (last_BD @ self.model.head_weight.T).argmax(-1).tolist(), strict=True):
-                    state["tokens"].append(token)
-                    state["new"].append(token)
-            live = [state for state in live if not self._ended(state)]
-        return [_before(self.tokenizer.decode(state["new"]), state["until"]) for state in states]
-
-    def _ended(self, state: dict) -> bool:
-        if state["new"][-1] == self.prefix or len(state["new"]) >= state["room"]:
-            return True
-        text = self.tokenizer.decode(state["new"])
-        return any(stop in text for stop in state["until"])
+    def metrics(self) -> list[str]:
+        """The first is the primary one."""
+        return [listed["metric"] for listed in self.task.config.metric_list]
 
 
-def _before(text: str, until: list[str]) -> str:
-    return text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
-
-
-def evaluate(
+def questions(
     lm: ModelLM, tasks: Iterable[str], wheel: Path, corpus: Path, bios: BioS | None, limit: int | None = None
-) -> list[dict]:
-    """Rows of the table `evals`, without their run, of offline tasks.
+) -> list[Asked]:
+    """What offline tasks ask; the same of every model with the tokenizer and the context length of `lm`.
 
     Args:
         tasks: names of files in evals/tasks, or suites (`SUITES`).
@@ -263,7 +88,6 @@ def evaluate(
     Raises:
         UserError: an unknown task, a missing file.
     """
-    from lm_eval.evaluator import evaluate as run_tasks
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -274,22 +98,68 @@ def evaluate(
         raise UserError(f"no task {unknown[0]!r}: choose among {', '.join(SUITES)} or {', '.join(manager.all_tasks)}")
     if "bios" in names and bios is None:
         raise UserError(f"task bios asks for people of the training stream, and {corpus} has none: mix them into it")
-    # What lm-eval's simple_evaluate adds is global seeds, of no use to greedy scoring, and a slow report on the machine.
-    results = run_tasks(lm, manager.load(names), bootstrap_iters=1, log_samples=True)
-    rows = []
+    asked, loaded = [], manager.load(names)["tasks"]
     for name in names:
-        better = results["higher_is_better"][name]
-        for level, samples in _by_level(results["samples"][name]).items():
+        loaded[name].build_all_requests()
+        requests = defaultdict(list)
+        for request in sorted(loaded[name].instances, key=lambda request: (request.doc_id, request.idx)):
+            requests[request.doc_id].append(request)
+        asked.append(Asked(name, loaded[name], list(requests.values())))
+    return asked
+
+
+def scores(lm: ModelLM, asked: list[Asked], bios: BioS | None, kept: list[dict] | None = None) -> list[dict]:
+    """Rows of the table `evals`, without their run; one forward pass gives all metrics of an item.
+
+    Args:
+        asked: what `questions` made.
+        kept: receives a row of evals/items.py for every item.
+    """
+    answers = iter(lm.loglikelihood([request for of in asked for item in of.requests for request in item]))
+    rows = []
+    for name, task, requests in asked:
+        found = [_sample(task, item, [next(answers) for _ in item]) for item in requests]
+        metrics, better = Asked(name, task, requests).metrics, task.higher_is_better()
+        for level, samples in _by_level(found).items():
             shots = int(level) if name in MEMORY_TASKS and MEMORY_TASKS[name].is_shots and level else 0
             rows += [
                 {"task": f"{name}/{level}" if level else name, "n_shot": shots, "higher_is_better": better[metric]}
                 | _statistics(lm, metric, samples)
-                for metric in samples[0]["metrics"]
+                | {"primary": metric == metrics[0]}
+                for metric in metrics
                 if level or metric != "bits_known"  # attributes differ in size: they add up, in _bits_per_parameter
             ]
-        if "answer" in results["samples"][name][0]["doc"]:
-            rows.append(_loss_per_token(lm, name, results["samples"][name]))
+        if "answer" in found[0]["doc"]:
+            rows.append(_loss_per_token(lm, name, found))
+        if kept is not None:
+            kept += _items(name, metrics, found)
     return rows + (_bits_per_parameter(lm, rows, bios) if bios else [])
+
+
+def evaluate(
+    lm: ModelLM, tasks: Iterable[str], wheel: Path, corpus: Path, bios: BioS | None, limit: int | None = None
+) -> list[dict]:
+    """The `scores` of one model on its `questions`."""
+    return scores(lm, questions(lm, tasks, wheel, corpus, bios, limit), bios)
+
+
+def _sample(task: Task, requests: list[Instance], answers: list[tuple[float, bool]]) -> dict:
+    """An item with its metrics, under lm-eval's names."""
+    sample = {"doc": requests[0].doc, "arguments": [request.args for request in requests]}
+    return sample | {"resps": [[answer] for answer in answers]} | task.process_results(sample["doc"], answers)
+
+
+def _items(name: str, metrics: list[str], samples: list[dict]) -> Iterator[dict]:
+    seen, correct = defaultdict(int), next((metric for metric in ACCURACIES if metric in metrics), None)
+    for sample in samples:
+        doc = sample["doc"]
+        item = sha(doc)
+        seen[item] += 1
+        item += f"-{seen[item]}" if seen[item] > 1 else ""  # a set may ask the same twice
+        level = f"/{doc['level']}" if doc.get("level") else ""
+        right = None if correct is None else bool(sample[correct])
+        values = {"value": float(sample[metrics[0]]), "correct": right}
+        yield {"task": name + level, "item": item, "cluster": str(doc.get("item") or item)} | values
 
 
 def _by_level(samples: list[dict]) -> dict[str, list[dict]]:
@@ -313,29 +183,20 @@ def _statistics(lm: ModelLM, metric: str, samples: list[dict]) -> dict:
     }
 
 
-def stderr(values: np.ndarray, clusters: list) -> float | None:
-    """Standard error of the mean, items of one cluster (prompts of one question) counted as dependent."""
-    sums = Counter()
-    for deviation, cluster in zip(values - values.mean(), clusters, strict=True):
-        sums[cluster] += deviation
-    k = len(sums)
-    return math.sqrt(sum(s * s for s in sums.values()) * k / (k - 1)) / len(values) if k > 1 else None
-
-
 def _chance(lm: ModelLM, metric: str, samples: list[dict]) -> float | None:
-    """What a model that is uniform over choices, or over tokens, would score."""
+    """What a model that is uniform over choices, or over tokens, would score, or an item's own `chance`."""
     if metric == "bits_known":
         return 0.0
-    if metric == "bits_per_byte":
+    if metric == "gold_bpb":
         bits = math.log2(lm.tokenizer.get_vocab_size())
         return float(np.mean([bits * len(lm.encode_pair(*pair)[1]) / _n_bytes(pair) for pair in map(_gold, samples)]))
     if metric in ACCURACIES and len(samples[0]["resps"]) > 1:
-        return float(np.mean([1 / len(sample["resps"]) for sample in samples]))
+        return float(np.mean([sample["doc"].get("chance") or 1 / len(sample["resps"]) for sample in samples]))
     return 0.0 if metric == "acc" else None
 
 
 def _gold(sample: dict) -> tuple[str, str]:
-    """The context and the continuation whose loss is `bits_per_byte`."""
+    """The context and the continuation whose loss is `gold_bpb`."""
     return sample["arguments"][sample["doc"].get("gold", 0)]
 
 
@@ -355,6 +216,7 @@ def _loss_per_token(lm: ModelLM, name: str, samples: list[dict]) -> dict:
         "stderr": stderr(values, list(range(len(values)))),
         "chance": math.log(lm.tokenizer.get_vocab_size()),
         "higher_is_better": False,
+        "primary": False,
     }
 
 
@@ -375,6 +237,7 @@ def _bits_per_parameter(lm: ModelLM, rows: list[dict], bios: BioS) -> list[dict]
     made += [("bits_per_parameter", bios.n_people / cost.params)]
     made += [("bits_per_active_parameter", bios.n_people / cost.active_params)]
     shared = {"task": "bios", "n_shot": 0, "n": sum(row["n"] for row in known), "chance": 0.0, "higher_is_better": True}
+    shared["primary"] = False
     return [{"metric": name, "value": bits * scale, "stderr": spread * scale} | shared for name, scale in made]
 
 
@@ -420,6 +283,7 @@ def evaluate_online(lm: ModelLM, tasks: Iterable[str], limit: int | None = None)
                     "stderr": error if isinstance(error, float) else None,  # lm-eval writes 'N/A'
                     "chance": _chance(lm, metric, samples) if metric in ACCURACIES and samples else None,
                     "higher_is_better": True if better is None else better,
+                    "primary": False,
                 }
             )
     return rows
@@ -449,36 +313,54 @@ def limited(task: str, limit: int) -> tuple[str, int | None]:
     return name, int(items or limit) or None
 
 
+def score_run(opened: Opened, args: argparse.Namespace, made: dict) -> tuple[list[dict], list[dict]]:
+    """Rows of `evals` and of evals/items.py of one run. `made` keeps what runs of one corpus share."""
+    key, limits = (opened.corpus, opened.model.cfg.seq_len), [limited(task, args.limit) for task in args.tasks]
+    if key not in made:
+        lm = ModelLM(opened.model, opened.tokenizer, device=args.device)
+        wanted = [(task, limit) for task, limit in limits if task != "perplexity"]
+        files = (opened.wheel, opened.corpus, opened.bios)
+        made[key] = lm, [asked for task, limit in wanted for asked in questions(lm, [task], *files, limit)]
+    lm, asked = made[key]
+    lm.model, lm.truncated = opened.model, 0
+    kept: list[dict] = []
+    held = [perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens, kept=kept)] * ("perplexity" in args.tasks)
+    rows = [row for part in held for row in part] + scores(lm, asked, opened.bios, kept)
+    if args.online:
+        online = evaluate_online(lm, args.online, args.limit or None)
+        rows += [row | {"task": f"{row['task']} (lm-eval)"} for row in online]
+    if lm.truncated:
+        print(f"{opened.name}: {lm.truncated} prompts lost their left end to fit into {lm.seq_len} tokens", file=sys.stderr)
+    return [{"run": opened.name} | row for row in rows], kept
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="folders of finished runs; each gets its evals.csv")
     suites = ["perplexity", *SUITES]
     names = f"task names or suites, NAME:ITEMS for another limit (default: {' '.join(suites)})"
     parser.add_argument("--tasks", nargs="*", default=suites, help=names)
     parser.add_argument("--limit", type=int, default=0, help="items of each task (default: 0, all of them)")
     parser.add_argument("--perplexity-tokens", type=int, default=0, help="of each source and held-out split (default: 0, all)")
     parser.add_argument("--online", nargs="*", default=[], help=f"names of lm-eval's own tasks, or {', '.join(ONLINE)}")
-    parser.add_argument("--out", type=Path, help="CSV to write (default: evals.csv in the run's folder)")
+    parser.add_argument("--out", type=Path, help="CSV that joins those of the runs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     refuse_foreign_kernels()
     # The layers above: only this entry point knows how a run lies on disk.
-    from evals.load import open_run
+    from evals.load import identity, open_run
 
-    opened = open_run(args.run, args.device)
-    lm = ModelLM(opened.model, opened.tokenizer, device=args.device)
-    rows = []
-    for task, limit in (limited(task, args.limit) for task in args.tasks):
-        if task == "perplexity":
-            rows += perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens)
-        else:
-            rows += evaluate(lm, [task], opened.wheel, opened.corpus, opened.bios, limit)
-    if args.online:
-        online = evaluate_online(lm, args.online, args.limit or None)
-        rows += [row | {"task": f"{row['task']} (lm-eval)"} for row in online]
-    if lm.truncated:
-        print(f"{args.run}: {lm.truncated} prompts lost their left end to fit into {lm.seq_len} tokens", file=sys.stderr)
-    schema.write(args.out or args.run / "evals.csv", "evals", [{"run": opened.name} | row for row in rows])
+    made: dict = {}
+    for folder in args.run:
+        source = identity(folder, [args.tasks, args.limit, args.perplexity_tokens, args.online])
+        if (folder / "evals.csv").is_file() and items.made_by(folder / items.FILE) == source:
+            print(f"{folder}: evals.csv is up to date")
+            continue
+        rows, kept = score_run(open_run(folder, args.device), args, made)
+        schema.write(folder / "evals.csv", "evals", rows)
+        items.write(folder / items.FILE, kept, source)  # last: it says that evals.csv is of this source
+    if args.out:
+        schema.gather([folder / "evals.csv" for folder in args.run], "evals", args.out)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import nn
 
 from evals.memory_tasks import BioS, MixtureConfig
 from workflows.checkpoint import read_tensors
-from workflows.corpus import SOURCES, fetch
+from workflows.corpus import SOURCES, fetch, sha256_file
 from workflows.errors import UserError
+from workflows.provenance import fingerprint, sha
 from workflows.runs import load_run
 from workflows.shards import Shards, load_shards
 
@@ -28,6 +29,27 @@ class Opened(NamedTuple):
     bios: BioS | None
 
 
+def identity(folder: Path, asked: Any) -> str:
+    """Hash of what the scores of the run in `folder` follow from: weights, config, corpus, code and what is asked.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    config = load_run(folder)
+    tasks = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("tasks/*.yaml"))]
+    code = fingerprint("evals.harness", "evals.tasks.utils")
+    corpus = sha256_file(Path(load_shards(Path(config.data)).path) / "meta.json")
+    return sha([config.run, config.sha, sha256_file(weights_of(folder)), corpus, code, tasks, asked])
+
+
+def weights_of(folder: Path) -> Path:
+    """UserError: the run in `folder` is not finished."""
+    weights = Path(folder) / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights} does not exist: train the run first, python -m workflows.train {folder}")
+    return weights
+
+
 def open_run(folder: Path, device: str = "cpu") -> Opened:
     """The run in `folder`, its model on `device` and ready to score.
 
@@ -37,10 +59,7 @@ def open_run(folder: Path, device: str = "cpu") -> Opened:
     config = load_run(folder)
     corpus = Path(config.data)
     shards = load_shards(corpus)
-    weights = Path(folder) / "model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{weights} does not exist: train the run first, python -m workflows.train {folder}")
-    tensors, note = read_tensors(weights, device)
+    tensors, note = read_tensors(weights_of(folder), device)
     if (trained_on := note.get("data")) not in (None, shards.meta["sha256"]["train.bin"]):
         raise UserError(f"{corpus} is not what {folder} was trained on (sha256 {trained_on[:12]}): prepare that one again")
     model = config.model.build()

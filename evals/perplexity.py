@@ -16,12 +16,15 @@ from workflows.errors import UserError
 from workflows.shards import HELDOUT, Shards
 
 
-def rows(lm, shards: Shards, splits: Iterable[str] = HELDOUT, n_tokens: int | None = None) -> list[dict]:
+def rows(
+    lm, shards: Shards, splits: Iterable[str] = HELDOUT, n_tokens: int | None = None, kept: list[dict] | None = None
+) -> list[dict]:
     """Rows of the table `evals`, without their run.
 
     Args:
         lm: an `evals.harness.ModelLM`.
         n_tokens: scored of each source and split, rounded down to windows; None is all.
+        kept: receives the bits per byte of every window, rows of evals/items.py.
 
     Raises:
         UserError: a source is shorter than one window.
@@ -34,6 +37,8 @@ def rows(lm, shards: Shards, splits: Iterable[str] = HELDOUT, n_tokens: int | No
             meta = shards.meta["sources"][source]
             error = float(loss_W.std(ddof=1) / math.sqrt(len(loss_W))) if len(loss_W) > 1 else None
             parts[source] = (float(loss_W.mean()), error, len(loss_W), meta["tokens"][split] / meta["bytes"][split])
+            if kept is not None:
+                kept += _windows(f"perplexity {split}/{source}", loss_W * parts[source][3] / math.log(2))
             found += _pair(lm, f"perplexity {split}/{source}", *parts[source])
         found += _all(lm, f"perplexity {split}/all", parts, shards.meta["sources"])
     return found
@@ -49,12 +54,21 @@ def window_losses(lm, tokens: np.ndarray, n_tokens: int | None, where: str) -> n
     return np.array([-total / T for total, _ in lm.score([[(w[:-1], w[1:])] for w in windows])])
 
 
+def _windows(task: str, bits_W: np.ndarray) -> list[dict]:
+    return [
+        {"task": task, "item": str(number), "cluster": str(number), "value": float(bits), "correct": None}
+        for number, bits in enumerate(bits_W)
+    ]
+
+
 def _pair(lm, task: str, loss: float, error: float | None, n: int, tokens_per_byte: float) -> list[dict]:
     uniform = math.log(lm.tokenizer.get_vocab_size())
     shared = {"task": task, "n_shot": 0, "n": n, "higher_is_better": False}
     scales = {"loss_per_token": 1.0, "bits_per_byte": tokens_per_byte / math.log(2)}
     return [
-        {"metric": metric, "value": loss * scale, "stderr": error and error * scale, "chance": uniform * scale} | shared
+        {"metric": metric, "value": loss * scale, "stderr": error and error * scale, "chance": uniform * scale}
+        | shared
+        | {"primary": metric == "bits_per_byte"}
         for metric, scale in scales.items()
     ]
 

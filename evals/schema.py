@@ -264,13 +264,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "evals": (
         RUN,
         _text("task", "name of the task"),
-        _text("metric", "e.g. acc, acc_norm, bits per byte"),
+        _text("metric", "`gold_bpb`: bits per byte of the right answer; `acc`, `len_norm`: share of right answers; others"),
         _int("n_shot", "", "examples in the prompt"),
         _int("n", "items", "scored"),
         _float("value", "", "of the metric"),
         _float("stderr", "", "standard error over the items", False),
         _float("chance", "", "value of a blind guess, where it is known", False),
         _bool("higher_is_better", "direction of the metric"),
+        _bool("primary", "whether the task is judged by this metric; one is, but for lm-eval's own versions of tasks"),
     ),
     "latency": (
         _text("run", "run whose weights were timed; empty if modelled or at initialisation", False),

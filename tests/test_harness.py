@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow
 import pytest
 import torch
+import yaml
 
-from evals import facts, harness, olmo, perplexity
+from evals import facts, harness, items, load, olmo, perplexity, schema
 from evals.harness import ModelLM, evaluate, stderr
 from evals.memory_tasks import TASKS, BioS
 from evals.tasks import utils
@@ -24,9 +26,12 @@ from models.pkm import PKMConfig
 from models.transformer import ModelConfig
 from models.ultramem import UltraMemConfig
 from models.ultramem_v2 import UltraMemV2Config
-from workflows.corpus import SOURCES, fetch
+from workflows.checkpoint import write_tensors
+from workflows.corpus import SOURCES, fetch, sha256_file
 from workflows.errors import UserError
 from workflows.prepare import train_bpe
+from workflows.presets import Train
+from workflows.runs import RunConfig
 
 TEXT = (
     "The cat sat on the mat and the dog sat on the log. A cat is a small animal; a dog is an animal too.\n"
@@ -215,8 +220,9 @@ def test_score_functions():
     results = [(-4.0, False), (-6.0, False)]
     assert utils.by_sum(doc, results)["acc"] == 0.0
     assert utils.by_character(doc, results)["len_norm"] == 1.0
-    assert utils.by_character(doc, results)["bits_per_byte"] == pytest.approx(6 / math.log(2) / 10)
-    assert utils.answer({"answer": "é"}, [(-3.0, False)])["bits_per_byte"] == pytest.approx(3 / math.log(2) / 3)
+    assert utils.by_character(doc, results)["gold_bpb"] == pytest.approx(6 / math.log(2) / 10)
+    answered = {"gold_bpb": pytest.approx(3 / math.log(2) / 3), "acc": 0.0}
+    assert utils.answer({"answer": "é"}, [(-3.0, False)]) == answered
     known = utils.closed_book(doc | {"n_values": 8}, [(-9.0, False), (-math.log(2), False)])
     assert known == {"acc": 1.0, "bits_known": pytest.approx(2.0)}
 
@@ -347,18 +353,44 @@ def test_prompts_of_the_real_sets(tokenizer, wheel, tmp_path):
         assert (row["value"], row["n"], row["n_shot"], row["higher_is_better"]) == (1.0, 1, 0, True)
         assert row["chance"] == pytest.approx(1 / len(EXPECTED[task]))
         assert row["stderr"] is None
-    by_sum = {"arc_easy", "sciq", "winogrande", "boolq", "copa", "lambada"}
+    by_sum = {"arc_easy", "sciq", "winogrande", "boolq", "copa", *EXPECTED.keys() - GOLD.keys()}
     assert {task for task, metric in found if metric == "acc"} == by_sum
-    bits = found["winogrande", "bits_per_byte"]
+    assert {task: metric for (task, metric), row in found.items() if row["primary"]} == dict.fromkeys(EXPECTED, "gold_bpb")
+    bits = found["winogrande", "gold_bpb"]
     assert bits["value"] == pytest.approx(1 / math.log(2) / len(" ran off."))
     n_tokens = len(scripted.encode_pair(*EXPECTED["squad"][0])[1])
     assert found["squad", "loss_per_token"]["value"] == pytest.approx(1 / n_tokens)
     assert found["squad", "loss_per_token"]["chance"] == pytest.approx(math.log(tokenizer.get_vocab_size()))
 
 
-def test_chance_of_bits_per_byte_is_what_a_uniform_model_scores(uniform, wheel, tmp_path):
+def by_hand(lm, context, continuation):
+    """Bits per byte of a continuation, one request, one position at a time."""
+    return -oracle(lm, context, continuation)[0] / math.log(2) / len(continuation.encode())
+
+
+def test_gold_bits_per_byte_by_hand(lm, wheel, tmp_path):
+    asked = [task for task in EXPECTED if task not in ("boolq", "drop")]
+    rows = evaluate(lm, [*asked, "mmlu_var_stem"], wheel, tmp_path, None, limit=40)
+    found = {(row["task"], row["metric"]): row for row in rows}
+    for task in asked:
+        pair = EXPECTED[task][GOLD.get(task, 0)]
+        assert found[task, "gold_bpb"]["value"] == pytest.approx(by_hand(lm, *pair), abs=1e-9), task
+        assert found[task, "gold_bpb"]["higher_is_better"] is False
+    records = olmo.load("mmlu_stem", wheel, 10)
+    bits = np.array([by_hand(lm, record["query"], f" {record['choices'][record['gold']]}") for record in records])
+    row = found["mmlu_var_stem", "gold_bpb"]
+    assert (row["n"], row["value"]) == (10, pytest.approx(bits.mean(), abs=1e-9))
+    assert row["stderr"] == pytest.approx(stderr(bits, [record["item"] for record in records]), abs=1e-9)
+
+
+def test_an_item_may_know_its_chance(lm):
+    samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, None)]
+    assert harness._chance(lm, "acc", samples) == pytest.approx((0.5 + 0.4 + 0.25) / 3)
+
+
+def test_chance_of_gold_bpb_is_what_a_uniform_model_scores(uniform, wheel, tmp_path):
     for row in evaluate(uniform, ["arc_easy", "winogrande", "squad"], wheel, tmp_path, BioS()):
-        if row["metric"] in ("bits_per_byte", "loss_per_token"):
+        if row["metric"] in ("gold_bpb", "loss_per_token"):
             assert row["value"] == pytest.approx(row["chance"])
 
 
@@ -373,7 +405,7 @@ def test_mmlu_var_asks_each_question_in_seven_prompts(tokenizer, wheel, tmp_path
     assert first[3]["query"] == about + solved + "Question: validation0\nAnswer:"
     assert first[6]["query"].count("dev") == 5
     scripted = Scripted(build(tokenizer), tokenizer)
-    (row, *_) = evaluate(scripted, ["mmlu_var_stem"], wheel, tmp_path, BioS())
+    (_, row) = evaluate(scripted, ["mmlu_var_stem"], wheel, tmp_path, BioS())
     assert (row["metric"], row["n"], row["chance"]) == ("len_norm", 252, 0.25)
     half = [0.5] * 36  # one of two questions of a subject has answer 0: 36 questions, each with its seven prompts alike
     assert row["value"] == 0.5
@@ -420,7 +452,8 @@ def test_bits_per_parameter_adds_what_is_known_of_each_attribute(lm):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_memory_task_has_a_file(task, uniform, wheel, tmp_path):
     rows = evaluate(uniform, [task], wheel, tmp_path, BioS(), limit=3)
-    accuracy = next(row for row in rows if row["metric"] == "acc")
+    accuracy = next(row for row in rows if row["primary"])
+    assert accuracy["metric"] == "acc"
     assert accuracy["n"] >= 1
     assert 0 < accuracy["chance"] < 0.3
 
@@ -435,6 +468,7 @@ def corpus(tmp_path, tokenizer):
         meta["sources"]["wiki_lead"]["tokens"][split] = len(held)
         meta["sources"]["wiki_lead"]["bytes"][split] = len(TEXT.encode())
         meta["segments"][split] = {"wiki_lead": [0, len(held)]}
+        meta["sha256"][f"{split}.bin"] = sha256_file(tmp_path / f"{split}.bin")
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     lines = [
         {"subject": f"s{i}", "group": f"g{i % 2}", "answer": f"a{i} g{i % 2}", "source": "wiki_lead", "split": split}
@@ -466,6 +500,9 @@ def test_perplexity(tmp_path, tokenizer, uniform, lm):
     assert loss["value"] == pytest.approx(math.log(tokenizer.get_vocab_size())) == pytest.approx(loss["chance"])
     assert bits["value"] == pytest.approx(math.log2(tokenizer.get_vocab_size()) * n_tokens / len(TEXT.encode()))
     assert rows["perplexity test/all", "bits_per_byte"]["value"] == pytest.approx(bits["value"])
+    assert {metric for (_, metric), row in rows.items() if row["primary"]} == {"bits_per_byte"}
+    kept = []
+    perplexity.rows(lm, shards, ["test"], kept=kept)
 
     found = {row["task"]: row for row in perplexity.rows(lm, shards, ["test"]) if row["metric"] == "loss_per_token"}
     n = (n_tokens - 1) // SEQ_LEN
@@ -474,7 +511,10 @@ def test_perplexity(tmp_path, tokenizer, uniform, lm):
     )
     expected = torch.nn.functional.cross_entropy(lm.model.logits(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
     assert found["perplexity test/wiki_lead"]["value"] == pytest.approx(expected.item(), abs=1e-9)
-    assert found["perplexity test/wiki_lead"]["n"] == n
+    assert found["perplexity test/wiki_lead"]["n"] == n == len(kept)
+    tokens_per_byte = n_tokens / len(TEXT.encode())
+    mean_bits = np.mean([item["value"] for item in kept])
+    assert mean_bits == pytest.approx(expected.item() * tokens_per_byte / math.log(2), abs=1e-9)
     with pytest.raises(UserError, match="shorter than 48 tokens"):
         perplexity.rows(lm, shards, n_tokens=10)
 
@@ -533,6 +573,152 @@ def test_online_rows_agree_with_ours_on_a_task_both_can_run(tokenizer, wheel, tm
     online = {row["metric"]: row for row in harness.evaluate_online(lm, ["kv_retrieval"])}
     for key in ("task", "n", "n_shot", "value", "stderr", "chance", "higher_is_better"):
         assert online["acc"][key] == pytest.approx(ours["acc"][key]), key
-    assert online["bits_per_byte"]["value"] == pytest.approx(ours["bits_per_byte"]["value"])
+    assert online["gold_bpb"]["value"] == pytest.approx(ours["gold_bpb"]["value"])
     with pytest.raises(UserError, match="--online could not load task 'nonsense'"):
         harness.evaluate_online(lm, ["nonsense"])
+
+
+ASKED = ("perplexity", "arc_easy", "hellaswag", "squad", "corpus_facts:8", "kv_retrieval:6")
+
+
+@pytest.fixture
+def runs(tmp_path, tokenizer, wheel, monkeypatch):
+    """Folders of three finished runs on one prepared corpus; `runs.loaded` lists the sets that were read."""
+    data = tmp_path / "data"
+    data.mkdir()
+    corpus(data, tokenizer)
+    tokenizer.save(str(data / "tokenizer.json"))
+    archs = (DenseConfig(d_ff=48), SPARSE[1], SPARSE[3])
+    folders = []
+    for seed, arch in enumerate(archs):
+        model = build(tokenizer, seed, arch).float()
+        trained = {"model": model.cfg, "train": Train(tokens=1000, batch_size=1, seq_len=SEQ_LEN, lr=0.01), "data": str(data)}
+        config = RunConfig(run=f"r{seed}", preset="p", arch=arch.name, size="s", seed=0, **trained)
+        folder = tmp_path / "runs" / config.run
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
+        write_tensors(folder / "model.safetensors", model.state_dict(), {})
+        folders.append(folder)
+    monkeypatch.setattr(load, "fetch", lambda pin, cache: wheel)
+    found = SimpleNamespace(folders=folders, loaded=[])
+    reading = olmo.load
+    monkeypatch.setattr(olmo, "load", lambda name, *rest: found.loaded.append(name) or reading(name, *rest))
+    return found
+
+
+def harness_main(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["harness", *map(str, arguments), "--device", "cpu", "--tasks", *ASKED])
+    harness.main()
+
+
+def test_one_process_for_several_runs_gives_what_one_for_each_gives(runs, tmp_path, monkeypatch):
+    harness_main(monkeypatch, "--out", tmp_path / "joined.csv", "--run", *runs.folders)
+    assert sorted(runs.loaded) == ["arc_easy", "hellaswag", "squad"]  # once for all three
+    together = [(folder / "evals.csv").read_bytes() for folder in runs.folders]
+    kept = [items.read(folder) for folder in runs.folders]
+    assert len(set(together)) == 3
+    head = together[0].splitlines()[0]
+    joined = [line for text in together for line in text.splitlines()[1:]]
+    assert (tmp_path / "joined.csv").read_bytes().splitlines() == [head, *joined]
+    for folder, text, parts in zip(runs.folders, together, kept, strict=True):
+        for name in ("evals.csv", items.FILE):
+            (folder / name).unlink()
+        harness_main(monkeypatch, "--run", folder)
+        assert (folder / "evals.csv").read_bytes() == text
+        pd.testing.assert_frame_equal(items.read(folder), parts, check_exact=True)
+
+
+def test_a_run_that_is_up_to_date_is_passed_over(runs, monkeypatch, capsys):
+    first, second, _ = runs.folders
+    harness_main(monkeypatch, "--run", first)
+    stamp = (first / "evals.csv").stat().st_mtime_ns
+    harness_main(monkeypatch, "--run", first, second)
+    assert (first / "evals.csv").stat().st_mtime_ns == stamp
+    assert capsys.readouterr().out == f"{first}: evals.csv is up to date\n"
+
+    def scored_again(*more):
+        stamp = (first / "evals.csv").stat().st_mtime_ns
+        harness_main(monkeypatch, "--run", first, *more)
+        return (first / "evals.csv").stat().st_mtime_ns != stamp
+
+    assert not scored_again()
+    assert scored_again("--limit", "1")
+    assert scored_again()
+    (first / "evals.csv").write_text("")
+    (first / items.FILE).write_bytes(b"cut")
+    assert scored_again()
+    tensors = build_state(first)
+    tensors["embedding.weight"] = tensors["embedding.weight"] * 1.5
+    write_tensors(first / "model.safetensors", tensors, {})
+    assert scored_again()
+    monkeypatch.setattr(load, "fingerprint", lambda *modules: "newer code")
+    assert scored_again()
+    assert not scored_again()
+    (first / "evals.csv").unlink()
+    harness_main(monkeypatch, "--run", first)
+    assert schema.read(first / "evals.csv", "evals").run.eq("r0").all()
+
+
+def build_state(folder):
+    return load.read_tensors(folder / "model.safetensors")[0]
+
+
+def test_a_run_that_fails_leaves_those_before_it(runs, tmp_path, monkeypatch):
+    first, second, third = runs.folders
+    (second / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"r1/model.safetensors does not exist: train the run first"):
+        harness_main(monkeypatch, "--out", tmp_path / "joined.csv", "--run", *runs.folders)
+    assert schema.read(first / "evals.csv", "evals").run.eq("r0").all()
+    assert not any((folder / "evals.csv").exists() for folder in (second, third))
+    assert not (tmp_path / "joined.csv").exists()
+    stamp = (first / "evals.csv").stat().st_mtime_ns
+    harness_main(monkeypatch, "--out", tmp_path / "joined.csv", "--run", first, third)
+    assert (first / "evals.csv").stat().st_mtime_ns == stamp
+    assert set(schema.read(tmp_path / "joined.csv", "evals").run) == {"r0", "r2"}
+
+
+def test_items_pair_two_runs(runs, monkeypatch):
+    harness_main(monkeypatch, "--run", *runs.folders[:2])
+    a, b = (items.read(folder) for folder in runs.folders[:2])
+    rows = [schema.read(folder / "evals.csv", "evals").query("primary") for folder in runs.folders[:2]]
+    left, right = (table.set_index("task").value for table in rows)
+    assert list(left.index) == list(dict.fromkeys(left.index))  # one primary metric for each task
+    for task in ("arc_easy", "squad", "corpus_facts", "kv_retrieval"):
+        assert items.paired(a, b, [task]).value == pytest.approx(left[task] - right[task], abs=1e-12), task
+    gap = items.paired(a, b, ["arc_easy", "corpus_f*"])
+    assert gap.value == pytest.approx((left - right)[["arc_easy", "corpus_facts"]].mean(), abs=1e-12)
+    assert not gap.bounded  # one item of arc_easy allows no interval
+    with pytest.raises(UserError, match="no common item of lambada: evaluate both with the same tasks"):
+        items.paired(a, b, ["lambada"])
+    with pytest.raises(UserError, match=r"cannot be read .*: run python -m evals.harness --run"):
+        items.read(runs.folders[2])
+
+
+def frame(values, task="t", clusters=None, correct=True):
+    names = [f"i{number}" for number in range(len(values))]
+    columns = {"task": task, "item": names, "cluster": clusters or names, "value": values, "correct": correct}
+    return pd.DataFrame(columns).sample(frac=1, random_state=0)
+
+
+def test_paired_difference_by_hand():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 5, 40)  # what makes an item hard is the same for both
+    x, y = hard + rng.normal(0, 0.1, 40), hard + 0.3 + rng.normal(0, 0.1, 40)
+    a, b = frame(x), frame(y).iloc[:30]
+    shared = [int(name[1:]) for name in b.item]
+    d = (x - y)[shared]
+    half = 2.0452296 * d.std(ddof=1) / math.sqrt(30)  # t of 29 degrees of freedom
+    gap = items.paired(a, b, ["t"])
+    assert (gap.value, gap.low, gap.high, gap.n) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half, 30))
+    assert gap.high < 0  # which the items' own spread would hide
+    other = frame(x[:10], "u/1")
+    two = items.paired(pd.concat([a, other]), pd.concat([b, frame(x[:10] + 1, "u/1")]), ["t", "u"])
+    assert two.value == pytest.approx((d.mean() - 1) / 2)
+    repeated = [frame(np.repeat(v[:30], 7), clusters=[f"q{n}" for n in np.repeat(np.arange(30), 7)]) for v in (x, y)]
+    again = items.paired(*repeated, ["t"])
+    d = (x - y)[:30]
+    assert again.high - again.value == pytest.approx(2.0452296 * d.std(ddof=1) / math.sqrt(30))
+    right = items.paired(frame(x, correct=True), frame(y, correct=False), ["t"], column="correct")
+    assert (right.value, right.n) == (1.0, 40)
+    with pytest.raises(UserError, match="no common item"):
+        items.paired(frame(x, correct=None), frame(y, correct=None), ["t"], column="correct")

