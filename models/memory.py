@@ -31,6 +31,8 @@ from models.value_table import Table
 class CausalConv(nn.Module):
     """Depthwise convolution over the last `taps` positions; starts as the identity. A decode state keeps its inputs."""
 
+    width_free = ("weight_kD",)
+
     def __init__(self, width: int, taps: int):
         super().__init__()
         self.weight_kD = nn.Parameter(torch.zeros(taps, width))
@@ -235,7 +237,7 @@ class Memory(nn.Module):
         """State of the layer on tokens x.
 
         Returns:
-            Share of its window's values used, KL of their use from uniform (nats), mean top-1 and mean selected score
+            Share of its window's values used, the most that so few picks could use, KL of their use from uniform (nats), mean top-1 and mean selected score
             (what multiplies values), output standard deviation, singular values of the core, and recall@m of brute force
             over the whole grid and over the quadrant that the filter searches (on the first tokens).
         """
@@ -249,6 +251,7 @@ class Memory(nn.Module):
         grid, searched = recall(self.selector, row_THnr[:sample], col_THnr[:sample], index_THm[:sample])
         return {
             "used_share": (use_N > 0).sum().item() / reach,
+            "used_share_cap": min(1.0, row_TM.numel() / reach),
             "kl_uniform": torch.special.xlogy(share_N, share_N * reach).sum().item(),
             "top1_score": weight_THmh[:, :, 0].mean().item(),
             "mean_score": weight_THmh.mean().item(),

@@ -191,6 +191,15 @@ class MemoryConfig(ArchConfig):
         """What a subclass computes densely beyond query, keys and output."""
         return ()
 
+    def selection_flops(self, n_layers: int) -> int:
+        """Projecting both axes on the filter's vectors, finding their m best (one comparison a key), scoring the m x m cross
+        (per core m^2 products of r-vectors, and C on one side first), and finding its m best."""
+        L, r, m = len(self.spans(n_layers)), self.rank, self.top_m
+        axis = self.axis(L) if L else 0
+        filtering = 2 * axis * (2 * r if r > 1 else 0) + 2 * axis
+        cross = m * m * (2 * r * self.n_cores if r > 1 else 1) + (2 * m * r * r * self.n_cores if r > 1 else 0) + m * m
+        return L * self.n_mem_heads * (filtering + cross)
+
     def cost(self, d_model: int, n_layers: int) -> Cost:
         L, H, Q = len(self.spans(n_layers)), self.n_mem_heads, self.d_key
         width, axis = self.value_width(d_model), self.axis(L) if L else 0

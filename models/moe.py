@@ -2,7 +2,13 @@
 
 P2 equations 1-2: o = sum over the top-k experts i of p_i * expert_i(x), p = softmax(W_r x), weights not renormalised.
 P1's 2-expert baseline is top-2 of N half-width GELU experts; P2's 8-expert baseline is OLMoE's top-8 of 64 SwiGLU ones.
-P1 gives neither router nor balance loss (GAP): both baselines use OLMoE's, load balance 0.01 and router z-loss 0.001.
+P1 gives neither router nor balance loss (GAP): both baselines use OLMoE's, load balance 0.01 and router z-loss 0.001, each
+the mean over the model's MoE layers as in MegaBlocks and OLMo-core, so that their weight does not grow with depth.
+
+Scale. As published, the sum of k outputs weighted by probabilities starts far below the FFN it replaces: with weights that
+sum to 1 its standard deviation is 1/k of that of a dense FFN of the same active width, with a softmax over all experts
+less still. `scale` "variance" mends that by a constant measured at initialisation (DeepSeek-V2 and V3 have such a constant,
+`routed_scaling_factor`, 16 and 2.5).
 
 T tokens, D d_model, E n_experts, k top_k, S = T*k routed tokens sorted by expert, F d_expert.
 """
@@ -17,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from models.balance import BatchShare
 from models.cost import Cost, Part, dense
 from models.decode import DecodeState
 from models.feed_forward import FeedForward, feed_forward_cost
@@ -32,6 +39,8 @@ class MoEConfig(ArchConfig):
         glu: SwiGLU experts (P2) or two-matrix GELU ones (P1).
         weights: of the chosen experts' outputs: "softmax" over all experts (P2, OLMoE; of many experts each then weighs
             little at first), or "renormalised" to sum to 1 over the chosen (Mixtral).
+        scale: of the weighted sum: "published" leaves it as the sources have it; "variance" multiplies it by the constant
+            that gives it, at initialisation, the output variance of a dense FFN of the same active width.
         d_shared: inner width of a shared expert that every token uses; 0 is none, as in both papers.
         load_balance: weight of n_experts * sum_e f_e p_e, which is 1 when perfectly balanced (Switch, Fedus et al. 2021;
             f counts routed tokens and sums to 1 over experts, so the value does not depend on top_k).
@@ -52,6 +61,7 @@ class MoEConfig(ArchConfig):
     d_expert: int
     glu: bool = True
     weights: Literal["softmax", "renormalised"] = "softmax"
+    scale: Literal["published", "variance"] = "published"
     d_shared: int = 0
     load_balance: float = 0.01
     router_z: float = 0.001
@@ -63,7 +73,11 @@ class MoEConfig(ArchConfig):
             raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
         if self.router_init <= 0:
             raise ValueError(f"router_init {self.router_init} must be positive")
-        for field, allowed in (("weights", ("softmax", "renormalised")), ("router_frozen", ("no", "yes"))):
+        for field, allowed in (
+            ("weights", ("softmax", "renormalised")),
+            ("scale", ("published", "variance")),
+            ("router_frozen", ("no", "yes")),
+        ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} {getattr(self, field)!r} is not one of {', '.join(allowed)}")
 
@@ -72,7 +86,11 @@ class MoEConfig(ArchConfig):
         return self.top_k + 1
 
     def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
-        return MoE(d_model, self)
+        return MoE(d_model, self, n_layers)
+
+    def selection_flops(self, n_layers: int) -> int:
+        """A comparison an expert for each of the k chosen."""
+        return n_layers * self.top_k * self.n_experts
 
     def cost(self, d_model: int, n_layers: int) -> Cost:
         matrices = 3 if self.glu else 2
@@ -85,6 +103,9 @@ class MoEConfig(ArchConfig):
         if self.d_shared:
             layer += feed_forward_cost(d_model, self.d_shared, self.glu)
         return layer * n_layers
+
+
+N_DRAWS = 512
 
 
 class Gather(torch.autograd.Function):
@@ -109,16 +130,22 @@ class Gather(torch.autograd.Function):
 
 
 class MoE(nn.Module):
-    """Sorts the routed tokens by expert, multiplies each group by its expert, and puts the results back in order."""
+    """Sorts the routed tokens by expert, multiplies each group by its expert, and puts the results back in order.
 
-    def __init__(self, d_model: int, cfg: MoEConfig):
+    Args:
+        n_layers: MoE layers of the model, over which the auxiliary losses are a mean.
+    """
+
+    def __init__(self, d_model: int, cfg: MoEConfig, n_layers: int = 1):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.n_layers = cfg, n_layers
+        self.batch_share = BatchShare()
         self.router = nn.Linear(d_model, cfg.n_experts, bias=False)
         self.router.weight.requires_grad_(cfg.router_frozen == "no")
         self.up_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, (2 if cfg.glu else 1) * cfg.d_expert))
         self.down_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.shared = FeedForward(d_model, cfg.d_shared, cfg.glu) if cfg.d_shared else None
+        self.register_buffer("scale", torch.ones(()))
 
     def init_weights(self, std: float, out_std: float) -> None:
         nn.init.normal_(self.router.weight, std=std * self.cfg.router_init)
@@ -126,6 +153,19 @@ class MoE(nn.Module):
         nn.init.normal_(self.down_EFD, std=out_std)
         if self.shared is not None:
             self.shared.init_weights(std, out_std)
+        if self.cfg.scale == "variance" and not self.router.weight.is_meta:
+            self.scale.fill_(self.matching_scale())
+
+    def matching_scale(self) -> float:
+        """sqrt(k / E[sum of squared weights]) over N(0, 1) tokens, what a norm hands the layer, through its own router.
+
+        Experts are independent at initialisation: the sum's variance is one expert's times the sum of squared weights, and
+        that of a dense FFN of the same active width is k times one expert's.
+        """
+        device = self.router.weight.device
+        x_TD = torch.randn(N_DRAWS, self.router.in_features, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        _, weight_Tk, _ = self.route(x_TD.to(device))
+        return (self.cfg.top_k / weight_Tk.square().sum(-1).mean().item()) ** 0.5
 
     def lay_out_for_decoding(self) -> None:
         """On a CPU: every output's weights together in memory, which few rows want. Shapes and values stay."""
@@ -143,9 +183,10 @@ class MoE(nn.Module):
         return logits_TE, prob_Tk, expert_Tk
 
     def aux_loss(self, logits_TE: Tensor, counts_E: Tensor) -> Tensor:
-        share_E = counts_E / counts_E.sum()
-        balance = self.cfg.n_experts * (share_E * logits_TE.softmax(-1).mean(0)).sum()
-        return self.cfg.load_balance * balance + self.cfg.router_z * logits_TE.logsumexp(-1).square().mean()
+        """This layer's share of the mean over layers."""
+        balance = self.cfg.n_experts * (self.batch_share(counts_E) * logits_TE.softmax(-1).mean(0)).sum()
+        loss = self.cfg.load_balance * balance + self.cfg.router_z * logits_TE.logsumexp(-1).square().mean()
+        return loss / self.n_layers
 
     def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         k, x_TD = self.cfg.top_k, x_BTD.flatten(0, -2)
@@ -164,7 +205,7 @@ class MoE(nn.Module):
         else:
             h_SF = F.gelu(h)
         y_SD = Gather.apply(kernels.grouped_mm(h_SF, self.down_EFD, counts_E), place_S, order_S, 1)
-        y_TD = torch.einsum("tkd,tk->td", y_SD.unflatten(0, (-1, k)), prob_Tk.to(y_SD.dtype))
+        y_TD = torch.einsum("tkd,tk->td", y_SD.unflatten(0, (-1, k)), (prob_Tk * self.scale).to(y_SD.dtype))
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)[0]
         aux = self.aux_loss(logits_TE, counts_E) if self.training else x_BTD.new_zeros(())

@@ -27,7 +27,8 @@ class ArchConfig:
 
     Modules built here have `forward(x_BTD, cache=None) -> (y_BTD, aux)`, where `aux` is an already weighted scalar loss.
     They may have `refresh()` (called before each training step's forward), `health(x_BTD) -> dict[str, float]` and
-    `value_names`, the names of parameters that are value tables and get their own learning rate.
+    `value_names`, the names of parameters that are value tables and get their own learning rate; `width_free` names
+    matrices neither of whose sides grows with d_model.
 
     The compute-matching solver turns three knobs: `width_knob` moves FLOPs, `size_knob` total parameters (None: dense),
     `share_knob` the width of the keys (None: no retrieval).
@@ -50,6 +51,10 @@ class ArchConfig:
     def memories(self, d_model: int, n_layers: int) -> list[Placed]:
         """Memory layers beside the FFNs; none by default."""
         return []
+
+    def selection_flops(self, n_layers: int) -> int:
+        """Operations per token that choose what is read from its scores: not in `cost`, as in the papers' definition."""
+        return 0
 
     def cost(self, d_model: int, n_layers: int) -> Cost:
         """Everything in the slots of all blocks, in closed form."""

@@ -36,6 +36,10 @@ class ModelConfig:
         n_kv_heads: key/value heads; None means as many as query heads.
         init_std: of every linear map; None means sqrt(2 / (5 d_model)) (P2 appendix A). Output maps of attention and of
             the FFN are scaled by 1/sqrt(2 n_layers) on top.
+        base_width: d_model at which the recipe was tuned; 0 is the standard parametrisation. Otherwise muP's for Adam (Yang
+            et al. 2022, table 8): the embedding starts as wide as at the base width and the logits are multiplied by
+            base_width / d_model; hidden matrices have their learning rates from `workflows.optim`. At d_model = base_width
+            nothing changes.
         tie_embeddings: the output head is the embedding matrix.
         qk_norm: RMSNorm over each head's queries and keys, before the rotation.
     """
@@ -48,6 +52,7 @@ class ModelConfig:
     n_kv_heads: int | None = None
     seq_len: int
     init_std: float | None = None
+    base_width: int = 0
     tie_embeddings: bool = True
     qk_norm: bool = True
     rope_theta: float = 10_000.0
@@ -57,6 +62,8 @@ class ModelConfig:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         if (self.d_model // self.n_heads) % 2:
             raise ValueError(f"d_model / n_heads = {self.d_head} is odd, and rotary positions need an even width")
+        if self.base_width < 0:
+            raise ValueError(f"base_width {self.base_width} must be a width, or 0")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}")
 
@@ -71,6 +78,11 @@ class ModelConfig:
     @property
     def std(self) -> float:
         return self.init_std if self.init_std is not None else (2 / (5 * self.d_model)) ** 0.5
+
+    @property
+    def width_scale(self) -> float:
+        """base_width / d_model: of the logits, and of the learning rate of what reads d_model inputs (muP)."""
+        return self.base_width / self.d_model if self.base_width else 1.0
 
     def cost(self) -> Cost:
         """Every parameter of the model. The embedding is its own role and is left out of FLOPs; the head is tied to it
@@ -196,9 +208,9 @@ class Transformer(nn.Module):
     def init_weights(self) -> None:
         """The backbone's weights; memory layers and experts initialise what is theirs in their own constructors."""
         std, out_std = self.cfg.std, self.cfg.std / (2 * self.cfg.n_layers) ** 0.5
-        nn.init.normal_(self.embedding.weight, std=std)
-        if self.head is not None:
-            nn.init.normal_(self.head.weight, std=std)
+        for ends in (self.embedding, self.head):
+            if ends is not None:
+                nn.init.normal_(ends.weight, std=std * self.cfg.width_scale**-0.5)
         for block in self.blocks:
             nn.init.normal_(block.attention.qkv.weight, std=std)
             nn.init.normal_(block.attention.out.weight, std=out_std)
@@ -215,7 +227,7 @@ class Transformer(nn.Module):
         return DecodeState(past)
 
     def hidden(self, tokens_BT: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
-        """Final normalised hidden states (B, T, D) and the summed auxiliary loss.
+        """Final normalised hidden states (B, T, D), scaled for the head, and the summed auxiliary loss.
 
         `cache`, from `decode_state`, holds the tokens before these and takes these in.
         """
@@ -243,7 +255,8 @@ class Transformer(nn.Module):
                 x_BTD, aux = x_BTD + y_BTD, aux + aux_memory
         if cache is not None:
             cache.length = past + T
-        return self.norm(x_BTD), aux
+        x_BTD = self.norm(x_BTD)
+        return x_BTD if self.cfg.width_scale == 1 else x_BTD * self.cfg.width_scale, aux
 
     @property
     def head_weight(self) -> Tensor:

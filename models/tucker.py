@@ -26,6 +26,7 @@ class Tucker(nn.Module):
         penalty, threshold: alpha and tau of P1 eq. 11-12. The mean is taken over heads, as in the release (GAP).
     """
 
+    width_free = ("core_hHrr",)
     degree = 2  # scores scale with the square of the query's gain
 
     def __init__(self, n_heads: int, n_cores: int, rank: int, penalty: float, threshold: float):

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from models.balance import BatchShare
 from models.cost import Part, dense
 from models.linear import Linear
 from models.memory import Memory
@@ -104,6 +106,7 @@ class UltraMemV2(Memory):
     def add_parts(self, d_model: int) -> None:
         P = self.cfg.pre_width(d_model)
         self.pre_project = Linear(d_model, P) if P else None
+        self.batch_share = BatchShare() if self.cfg.balance_loss else None
 
     def extra_linears(self) -> tuple[nn.Linear, ...]:
         return (self.pre_project,)
@@ -120,12 +123,14 @@ class UltraMemV2(Memory):
         loss = super().loss(row_THnr, col_THnr, index_THm)
         if not self.cfg.balance_loss:
             return loss
+        use_cHn, probability_cHn = [], []
         for side_THn, key_THm in zip(
             self.selector.filter_scores(row_THnr, col_THnr), (index_THm // self.axis, index_THm % self.axis), strict=True
         ):
-            probability_Hn = side_THn.softmax(-1).mean(0)
             use_Hn = side_THn.new_zeros(side_THn.shape[1:])
             use_Hn.scatter_add_(1, key_THm.transpose(0, 1).flatten(1), side_THn.new_ones(key_THm.numel()).view(len(use_Hn), -1))
-            share_Hn = use_Hn / use_Hn.sum(-1, keepdim=True)
-            loss = loss + self.cfg.balance_loss * self.axis * (share_Hn * probability_Hn).sum(-1).mean()
-        return loss
+            use_cHn.append(use_Hn)
+            probability_cHn.append(side_THn.softmax(-1).mean(0))
+        share_cHn = self.batch_share(torch.stack(use_cHn))
+        balance_c = (share_cHn * torch.stack(probability_cHn)).sum(-1).mean(-1)
+        return loss + self.cfg.balance_loss * self.axis * balance_c.sum()

@@ -9,7 +9,7 @@ from models.match import MatchError, flops, gate, match, nearest, params, spread
 from workflows import matched as matching
 from workflows.presets import load_preset
 
-SIZES = ("xs", "s", "m")
+SIZES = ("d40", "d64", "d128")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_counts_of_the_built_models_agree(matched, size):
     sparse = [count for name, count in built.items() if name != "dense"]
     assert len(sparse) == 5
     assert spread(sparse) <= 0.02
-    assert sum(sparse) / 5 / (flops(matched[size].models["dense"]) / 2) == pytest.approx(12, rel=0.03)
+    assert sum(sparse) / 5 / (flops(matched[size].models["dense"]) / 2) == pytest.approx(6, rel=0.03)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,10 +42,10 @@ def test_retrieval_takes_at_most_a_quarter(matched, size):
 
 @pytest.mark.parametrize(("field", "word"), [("d_ff", "FLOPs"), ("n_keys", "total parameters"), ("d_key", "retrieval")])
 def test_planted_mismatch_stops_the_run(matched, field, word):
-    models = dict(matched["xs"].models)
+    models = dict(matched["d64"].models)
     model = models["ultramem"]
     models["ultramem"] = replace(model, arch=replace(model.arch, **{field: round(getattr(model.arch, field) * 2)}))
-    rule = matched["xs"].rule
+    rule = matched["d64"].rule
     if field == "d_key":
         rule = replace(rule, flops_tolerance=10.0, max_memory_share=0.24)
     elif field == "n_keys":
@@ -68,7 +68,7 @@ def test_nearest_is_nearest():
 
 def test_impossible_match_says_why():
     preset = load_preset("cpu")
-    models = {"ultramem": matching.prototype(preset, "ultramem", "xs")}
+    models = {"ultramem": matching.prototype(preset, "ultramem", "d64")}
     rule = replace(matching.match_rule(preset), max_memory_share=0.01)
     with pytest.raises(MatchError, match=r"retrieval takes .* even with d_key 4"):
         match(models, rule)

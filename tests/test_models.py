@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.feed_forward import FeedForward
 from models.moe import MoE, MoEConfig
 from models.transformer import ModelConfig, Transformer
 from workflows import matched
@@ -155,11 +156,38 @@ def test_moe_gradients_match_autograd_of_the_plain_form():
 
 
 def test_load_balance_is_one_when_balanced_and_n_when_collapsed():
-    moe = MoEConfig(n_experts=4, top_k=1, d_expert=4, load_balance=1.0, router_z=0.0).feed_forward(8, 0, 2)
+    moe = MoEConfig(n_experts=4, top_k=1, d_expert=4, load_balance=1.0, router_z=0.0).feed_forward(8, 0, 1)
     uniform_TE, counts_E = torch.zeros(16, 4), torch.full((4,), 4)
     assert moe.aux_loss(uniform_TE, counts_E).item() == pytest.approx(1.0)
     collapsed_TE = torch.tensor([[50.0, 0, 0, 0]]).repeat(16, 1)
     assert moe.aux_loss(collapsed_TE, torch.tensor([16, 0, 0, 0])).item() == pytest.approx(4.0)
+
+
+def test_auxiliary_loss_does_not_grow_with_depth():
+    """evidence.md defect 1: summed over layers, a published weight became n_layers times as large."""
+    aux = []
+    for n_layers in (1, 8):
+        torch.manual_seed(0)
+        arch = MoEConfig(n_experts=8, top_k=2, d_expert=8)
+        model = ModelConfig(arch=arch, vocab_size=64, d_model=32, n_layers=n_layers, n_heads=2, seq_len=64).build().train()
+        aux.append(model.loss(tokens(8, 64, 64), tokens(8, 64, 64, seed=2))[1].item())
+    assert aux[0] == pytest.approx(aux[1], rel=0.25)
+
+
+@pytest.mark.parametrize("weights", ["softmax", "renormalised"])
+@pytest.mark.parametrize("top_k", [2, 8])
+def test_scaled_experts_start_as_loud_as_the_dense_ffn(weights, top_k):
+    torch.manual_seed(0)
+    x_BTD, std, out_std = torch.randn(4, 256, 64), 0.08, 0.03
+    dense = FeedForward(64, 32 * top_k, glu=True)
+    dense.init_weights(std, out_std)
+    out = {}
+    for scale in ("published", "variance"):
+        moe = MoEConfig(n_experts=64, top_k=top_k, d_expert=32, weights=weights, scale=scale).feed_forward(64, 0, 2)
+        moe.init_weights(std, out_std)
+        out[scale] = (moe(x_BTD)[0].std() / dense(x_BTD)[0].std()).item()
+    assert out["variance"] == pytest.approx(1.0, abs=0.1)
+    assert out["published"] < 0.6
 
 
 @pytest.mark.parametrize(("fields", "words"), [({"top_k": 9}, "top_k 9"), ({"router_init": 0.0}, "router_init 0.0")])

@@ -19,7 +19,7 @@ import yaml
 from evals import schema
 from workflows import checkpoint, matched, runs, train
 from workflows.errors import UserError
-from workflows.optim import Optimizers, RowAdamW, cosine, value_factor
+from workflows.optim import Optimizers, RowAdamW, cosine, parameter_roles, value_factor
 from workflows.presets import Train, load_preset
 
 ROOT = Path(__file__).parent.parent
@@ -139,9 +139,33 @@ def test_training_learns_and_writes_every_table(tmp_path, corpus, models):
     table, steps, health = (schema.read(folder / f"{t}.csv", t) for t in ("runs", "train", "health"))
     assert table.val_loss[0] < 4.8 < 5.4 < steps.loss[0]
     assert table.tokens[0] == steps.tokens.max() == 40 * 8 * 32
-    assert table.val_bpb[0] == pytest.approx(table.val_loss[0] / np.log(2) / 3)
+    for split in ("val", "test"):
+        assert table[f"{split}_bpb"][0] == pytest.approx(table[f"{split}_loss"][0] / np.log(2) / 3)
+    assert table.value_optimizer[0] == "dense"
     assert {"used_share", "mean_score"} <= set(health.metric)
     assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_every_point_of_the_curve_reads_the_same_windows_and_the_final_scores_stand_apart(
+    tmp_path, corpus, models, monkeypatch
+):
+    """evidence.md defect 8: the last point read eight times the windows of those before it."""
+    one = trainer(make_run(tmp_path / "run", corpus, models["dense"]))
+    read = []
+    monkeypatch.setattr(one, "loss_on", lambda tokens, wanted: read.append((tokens[:2].tolist(), wanted)) or 1.0)
+    one.train(NoStop())
+    validation, test = (one.shards.__dict__[split]["cycle"][:2].tolist() for split in ("validation", "test"))
+    assert read == [(validation, 128), (validation, 128), (validation, 1024), (test, 1024)]
+    assert [row["split"] for row in one.rows if row["split"] != "train"] == [
+        split for split in ("validation", "validation", "validation-final", "test") for _ in range(2)
+    ]
+
+
+def test_sources_outside_the_headline_do_not_move_it(tmp_path, corpus, models):
+    one = trainer(make_run(tmp_path / "run", corpus, models["dense"]))
+    tokens = {"tokens": {"train": 300}}
+    one.shards.meta["sources"] = {"a": tokens, "b": {"tokens": {"train": 100}}, "c": tokens | {"headline": False}}
+    assert one.headline({"a": 1.0, "b": 3.0, "c": 99.0}, "tokens") == pytest.approx(1.5)
 
 
 def test_data_order_is_the_same_for_every_architecture(tmp_path, corpus, models):
@@ -249,6 +273,56 @@ def test_values_have_their_own_learning_rate_and_vectors_do_not_decay(models):
         assert decay == (0.1 if parameter.ndim >= 2 else 0.0), name
 
 
+WIDTH = {"hidden": 0.5, "router": 0.5, "pre_values": 0.5, "embedding": 1.0, "vector": 1.0, "values": 1.0}
+
+
+@pytest.mark.parametrize("arch", ["dense", "moe8", "ultramem_v2"])
+def test_learning_rates_follow_the_width_by_role(models, arch):
+    """muP: what reads d_model inputs learns at half the rate where d_model is twice the base width, and decays as before."""
+    narrow = models[arch]
+    rates = {}
+    for base_width in (0, narrow.d_model // 2):
+        model = replace(narrow, base_width=base_width).build()
+        roles = parameter_roles(model)
+        optimizers = Optimizers(model, recipe())
+        optimizers.set_lr(500)
+        groups = [group for part in optimizers.parts for group in part.param_groups]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for group in groups:
+            for parameter in group["params"]:
+                rates.setdefault(names[parameter], []).append((roles[parameter], group["lr"], group["weight_decay"]))
+    assert len(rates) == len(list(model.parameters()))
+    seen = set()
+    for name, ((role, flat, flat_decay), (_, scaled, decay)) in rates.items():
+        seen.add(role)
+        assert scaled == pytest.approx(flat * WIDTH[role]), name
+        assert scaled * decay == pytest.approx(flat * flat_decay), name
+    extra = {"dense": set(), "moe8": {"router"}, "ultramem_v2": {"values", "pre_values"}}[arch]
+    assert seen == {"hidden", "embedding", "vector"} | extra
+
+
+def test_roles_are_what_they_say(models):
+    roles = {name: parameter_roles(model)[p] for model in [models["ultramem"].build()] for name, p in model.named_parameters()}
+    assert roles["embedding.weight"] == "embedding"
+    assert roles["memories.0.table.values_NC"] == "values"
+    assert roles["memories.0.selector.core_hHrr"] == roles["memories.0.conv.weight_kD"] == roles["norm.weight"] == "vector"
+    for name in ("blocks.0.attention.qkv.weight", "memories.0.keys_cHngQ", "memories.0.query.weight"):
+        assert roles[name] == "hidden", name
+
+
+def test_base_width_scales_logits_and_keeps_the_embedding_of_the_base(models):
+    model = replace(models["dense"], base_width=2 * models["dense"].d_model)
+    built, plain = model.build(), models["dense"].build()
+    assert model.width_scale == 2.0
+    assert built.embedding.weight.std().item() == pytest.approx(plain.embedding.weight.std().item() * 0.5**0.5, rel=0.1)
+    built.load_state_dict(plain.state_dict())
+    tokens = torch.randint(256, (1, 8))
+    base = replace(models["dense"], base_width=0).build()
+    base.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(built.logits(tokens), 2 * base.logits(tokens))
+    assert models["dense"].width_scale == 1.0  # the base width itself: nothing changes
+
+
 def test_row_update_is_adamw_where_every_row_is_touched():
     torch.manual_seed(0)
     start = torch.randn(6, 4)
@@ -272,25 +346,29 @@ def test_row_update_leaves_other_rows_alone():
     assert (parameter[[1, 3]] < 1).all()
 
 
-@pytest.mark.parametrize("arch", ["dense", "ultramem"])
+@pytest.mark.parametrize("arch", ["dense", "ultramem", "moe8"])
 def test_micro_batches_add_up(tmp_path, corpus, models, arch):
     whole, pieces = (trainer(make_run(tmp_path / f"m{micro}", corpus, models[arch], micro_batch=micro)) for micro in (0, 2))
     batch = whole.windows.batch(0)
-    (loss, _), (other, _) = whole.gradients(*batch), pieces.gradients(*batch)
+    whole.model.train(), pieces.model.train()
+    (loss, aux), (other, other_aux) = whole.gradients(*batch), pieces.gradients(*batch)
     assert loss.item() == pytest.approx(other.item(), rel=1e-5)
+    assert aux.item() == pytest.approx(other_aux.item(), rel=1e-5)
     for (name, a), b in zip(whole.model.named_parameters(), pieces.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_two_workers_train_as_one(tmp_path, corpus, models):
-    one = make_run(tmp_path / "one", corpus, models["dense"])
-    two = make_run(tmp_path / "two", corpus, models["dense"], workers=2)
+@pytest.mark.parametrize("arch", ["dense", "moe8"])
+def test_two_workers_train_as_one(tmp_path, corpus, models, arch):
+    one = make_run(tmp_path / "one", corpus, models[arch])
+    two = make_run(tmp_path / "two", corpus, models[arch], workers=2)
     assert finish(one).returncode == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, *command(two)[1:]], capture_output=True, text=True, env=ENV)
     assert done.returncode == 0, done.stderr[-2000:]
-    a, b = (pd.read_csv(folder / "train.csv").loss for folder in (one, two))
-    np.testing.assert_allclose(a, b, rtol=1e-4)
+    a, b = (pd.read_csv(folder / "train.csv") for folder in (one, two))
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
+    np.testing.assert_allclose(a.aux_loss, b.aux_loss, rtol=1e-4)
 
 
 def test_workers_must_be_started(tmp_path, corpus, models):

@@ -11,7 +11,7 @@ from models.transformer import ModelConfig
 from workflows import strict
 from workflows.errors import UserError
 from workflows.matched import Matched, recipe, width_share
-from workflows.presets import Chain, Preset, Step, Train, merge
+from workflows.presets import Chain, Preset, Step, Train, Tuning, merge
 from workflows.runs import build_arch, plain
 
 RELATIVE = re.compile(r"x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?")
@@ -57,7 +57,10 @@ def apply(
 
 
 def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dict[str, Any]) -> tuple[ModelConfig, Train]:
-    """The matched model and the preset's recipe with one tuning setting on them, whatever `recipes` says."""
+    """The matched model and the preset's recipe with one tuning setting on them, whatever `recipes` says.
+
+    Tokens are the preset's own at every size, so that only the width changes between sizes.
+    """
     where = f"tuning.yaml: {arch}"
     own = {key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}
     fields = {key: value for key, value in setting.items() if not key.startswith("train.")}
@@ -65,6 +68,20 @@ def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dic
     strict.check_keys(fields, known, where)
     train = strict.build(Train, merge(merge(preset.train, preset.sizes[size].train), own), where)
     return dataclasses.replace(model, arch=build_arch(known | fields, where)), train
+
+
+def tuning_settings(preset: Preset, tuning: dict[str, Tuning]) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """(run id, architecture, size, setting) of every try: all settings at the tuning size, then rates at the transfer size.
+
+    The latter carry the architecture's recipe, which holds the best setting.
+    """
+    tries, size = [], preset.tuning_size or preset.chain_size or preset.grid.sizes[0]
+    for arch in [arch for arch in tuning if arch in preset.archs]:
+        tries += [(f"tuning.{arch}.{i}", arch, size, setting) for i, setting in enumerate(tuning[arch].settings)]
+        best = {key: value for key, value in preset.recipes.get(arch, {}).get("arch", {}).items()}
+        for i, lr in enumerate(tuning[arch].transfer if preset.transfer_size else ()):
+            tries.append((f"tuning.{arch}.transfer{i}", arch, preset.transfer_size, best | {"train.lr": lr}))
+    return tries
 
 
 def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:

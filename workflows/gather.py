@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 from evals import schema
@@ -79,14 +80,43 @@ def stage_rows(results: Path) -> list[dict]:
 
 
 def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
-    """Every setting that was tried, with its loss; the best of each architecture is chosen."""
+    """Every setting that was tried, with its loss; the best of each architecture at the size that is tuned is chosen.
+
+    `edge` marks a best rate that has no rate beyond it: the sweep should have gone on.
+    """
     rows = []
     for setting in grid["tuning"]:
         if setting["run"] in runs:
             with open(results / "runs" / setting["run"] / "runs.csv", newline="") as file:
                 rows.append(setting | {"val_loss": float(next(csv.DictReader(file))["val_loss"])})
-    best = {arch: min(r["val_loss"] for r in rows if r["arch"] == arch) for arch in {r["arch"] for r in rows}}
-    return [row | {"chosen": row["val_loss"] == best[row["arch"]]} for row in rows]
+    if not rows:
+        return []
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["arch"], row["size"]), []).append(row)
+    for (_, size), group in groups.items():
+        best = min(group, key=lambda row: row["val_loss"])
+        rates = [row["lr"] for row in group]
+        for row in group:
+            row["chosen"] = row is best and size == rows[0]["size"]
+            row["edge"] = row is best and row["lr"] in (min(rates), max(rates))
+    return rows
+
+
+def arm_rows(arms: list[dict], results: Path) -> list[dict]:
+    """Of every row of every chain the runs at its best rate, by mean validation loss over seeds; `tried` holds the others."""
+    rates: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for arm in arms:
+        with open(results / "runs" / arm["run"] / "runs.csv", newline="") as file:
+            loss = float(next(csv.DictReader(file))["val_loss"])
+        rates.setdefault((arm["chain"], arm["step"]), {}).setdefault(arm["lr"], []).append(loss)
+    rows = []
+    for arm in arms:
+        means = {lr: statistics.fmean(losses) for lr, losses in rates[arm["chain"], arm["step"]].items()}
+        if arm["lr"] == min(means, key=means.get):
+            tried = json.dumps({f"{lr:g}": round(mean, 5) for lr, mean in means.items()}) if len(means) > 1 else None
+            rows.append(arm | {"tried": tried})
+    return rows
 
 
 def gather(results: Path, out: Path, chain: str | None = None) -> int:
@@ -109,7 +139,8 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     for table in PER_RUN:
         schema.gather([results / "runs" / run / f"{table}.csv" for run in runs], table, out / f"{table}.csv")
     unfinished = {arm["chain"] for arm in arms if arm["run"] not in runs}
-    schema.write(out / "arms.csv", "arms", [arm for arm in arms if arm["chain"] not in unfinished])
+    finished = [arm for arm in arms if arm["chain"] not in unfinished]
+    schema.write(out / "arms.csv", "arms", arm_rows(finished, results))
     if tuning := tuning_rows(grid, runs, results):
         schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])

@@ -41,6 +41,7 @@ def prototype(preset: Preset, arch: str, size: str) -> ModelConfig:
     backbone = {
         "vocab_size": preset.data["vocab_size"],
         "seq_len": train.seq_len,
+        "base_width": preset.base_width,
         **{k: getattr(shape, k) for k in ("d_model", "n_layers", "n_heads", "n_kv_heads")},
     }
     return build_model(backbone | {"arch": start | fields}, where)
@@ -51,7 +52,7 @@ def recipe(preset: Preset, arch: str, size: str) -> Train:
     own = {k: v for k, v in preset.recipes.get(arch, {}).items() if k != "arch"}
     data = merge(merge(preset.train, own), preset.sizes[size].train)
     train = strict.build(Train, data, f"preset {preset.name}: train of {arch} at {size}")
-    return dataclasses.replace(train, lr=train.lr * preset.sizes[size].lr_scale)
+    return dataclasses.replace(train, tokens=round(train.tokens * preset.sizes[size].token_scale))
 
 
 @dataclass
@@ -105,6 +106,8 @@ def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, 
                     "active_params": cost.active_params,
                     "sparse_params": cost.sparse_params,
                     "flops_per_token": cost.flops,
+                    "head_flops": 2 * model.vocab_size * model.d_model,
+                    "selection_flops": model.arch.selection_flops(model.n_layers),
                     "flops_mismatch": cost.flops / group.flops - 1,
                     "params_mismatch": cost.params / group.params - 1 if sparse else None,
                     "memory_share": cost.memory_share,

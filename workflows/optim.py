@@ -83,27 +83,55 @@ class RowAdamW(torch.optim.Optimizer):
                 parameter[rows] = kept_RC - group["lr"] * (first_RC / (1 - beta1**step_R1)) / denominator_RC
 
 
-def build_optimizers(model: nn.Module, cfg: Train) -> list[torch.optim.Optimizer]:
-    """AdamW over matrices (with decay), vectors (without) and value tables (with their own learning rate).
+# Whether a group's learning rate falls as base_width / d_model (with the decay per step kept), and why.
+WIDTH_RULE = {
+    "hidden": True,  # matrices between widths: muP for Adam, Yang et al. 2022 (arXiv 2203.03466), table 8
+    "router": True,  # logits over a fixed number of experts from d_model inputs: Malasnicki et al. 2025 (arXiv 2508.09752)
+    "embedding": False,  # one-hot inputs, and the tied head, whose logits carry the factor instead (2203.03466, table 8)
+    "vector": False,  # norm gains, taps, cores: nothing is summed over the width
+    "values": False,  # rows picked by address, like an embedding's; their own multiplier is P1's, P2's or Lample's
+    "pre_values": True,  # rows that d_pre_value inputs are multiplied with
+}
 
-    Every parameter group carries `factor`, its learning-rate schedule by name.
+
+def parameter_roles(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Every parameter's key into `WIDTH_RULE`."""
+    roles = {}
+    for path, module in model.named_modules():
+        values = getattr(module, "value_names", ())
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in values:
+                role = "pre_values" if name.startswith("pre_") else "values"
+            elif isinstance(module, nn.Embedding) or path == "head":
+                role = "embedding"
+            elif parameter.ndim < 2 or name in getattr(module, "width_free", ()):
+                role = "vector"
+            else:
+                role = "router" if path.endswith("router") else "hidden"
+            roles[parameter] = role
+    return roles
+
+
+def build_optimizers(model: nn.Module, cfg: Train) -> list[torch.optim.Optimizer]:
+    """AdamW over one group for every role and rank: vectors do not decay, value tables have their own learning rate.
+
+    Every group carries `factor`, its schedule by name, and `scale`, base_width / d_model where its role asks for it; decay
+    is divided by it, so that a step shrinks weights equally at every width.
     """
     for table in model.tables():
         table.gradient = cfg.value_optimizer
-    values = {id(p): p for p in model.value_parameters()}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in values]
+    groups: dict[tuple[str, bool], dict] = {}
+    for parameter, role in parameter_roles(model).items():
+        if parameter.requires_grad:
+            scale = model.cfg.width_scale if WIDTH_RULE[role] else 1.0
+            decay = cfg.weight_decay / scale if parameter.ndim >= 2 else 0.0
+            factor = "value" if role in ("values", "pre_values") else "base"
+            fresh = {"params": [], "role": role, "scale": scale, "factor": factor, "weight_decay": decay}
+            groups.setdefault((role, parameter.ndim >= 2), fresh)["params"].append(parameter)
     adam = {"lr": cfg.lr, "betas": (cfg.beta1, cfg.beta2), "eps": cfg.eps}
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay, "factor": "base"},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0, "factor": "base"},
-    ]
-    tables = {"params": [p for p in values.values() if p.requires_grad], "factor": "value"}
-    tables["weight_decay"] = cfg.weight_decay
-    if not tables["params"]:
-        return [torch.optim.AdamW(groups, fused=True, **adam)]
-    if cfg.value_optimizer == "dense":
-        return [torch.optim.AdamW([*groups, tables], fused=True, **adam)]
-    return [torch.optim.AdamW(groups, fused=True, **adam), RowAdamW([tables], **adam)]
+    rows = [group for group in groups.values() if group["factor"] == "value" and cfg.value_optimizer == "rows"]
+    rest = [group for group in groups.values() if not any(group is row for row in rows)]
+    return [torch.optim.AdamW(rest, fused=True, **adam), *([RowAdamW(rows, **adam)] if rows else [])]
 
 
 class Optimizers:
@@ -123,7 +151,7 @@ class Optimizers:
                     factor = value_factor(
                         step, self.cfg, arch.value_lr_multiplier, arch.value_lr_decay_fraction, arch.value_lr_schedule
                     )
-                group["lr"] = self.cfg.lr * factor
+                group["lr"] = self.cfg.lr * factor * group["scale"]
         return self.cfg.lr * base
 
     def step(self) -> None:

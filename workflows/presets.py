@@ -6,6 +6,7 @@ A chain is a base and a list of deltas. `workflows.resolve` turns both into comp
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ class Train:
         tokens: training tokens; rounded up to whole steps.
         batch_size: sequences per step, over all workers.
         micro_batch: sequences that one worker's memory holds at a time; 0 is its whole share. Gradients add up, so the
-            result does not depend on it but for rounding (and for a balance loss, which sees one micro-batch at a time).
+            result does not depend on it but for rounding (with a balance loss each is then run forward twice).
         workers: data-parallel processes, started by torchrun; one GPU each.
         seq_len: tokens per sequence.
         lr: peak learning rate, reached after `warmup` (fraction of the steps), then a cosine to `lr * final_lr`.
@@ -77,7 +78,7 @@ class Size:
     """One backbone.
 
     Args:
-        lr_scale: of every architecture's learning rate, which is tuned at one size; 1/width is muP's rule for Adam.
+        token_scale: of the preset's tokens, so that tokens can grow with activated parameters.
         train: fields of `Train` at this size.
         archs: fields of single architectures at this size (placements depend on depth).
     """
@@ -86,16 +87,39 @@ class Size:
     n_layers: int
     n_heads: int
     n_kv_heads: int | None = None
-    lr_scale: float = 1.0
+    token_scale: float = 1.0
     train: dict[str, Any] = field(default_factory=dict)
     archs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Repeat:
+    """Further seeds of a part of the grid, from which the noise between seeds is known."""
+
     sizes: tuple[str, ...]
     archs: tuple[str, ...]
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every size with every architecture and seed, and `repeats`; of those only what `sizes` and `archs` hold is run."""
+
+    sizes: tuple[str, ...]
+    archs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    repeats: tuple[Repeat, ...] = ()
+
+    def cells(self) -> list[tuple[str, str, int]]:
+        """(size, architecture, seed) of every run, each once."""
+        cells = list(itertools.product(self.sizes, self.archs, self.seeds))
+        for repeat in self.repeats:
+            cells += itertools.product(
+                [size for size in repeat.sizes if size in self.sizes],
+                [arch for arch in repeat.archs if arch in self.archs],
+                repeat.seeds,
+            )
+        return list(dict.fromkeys(cells))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +187,12 @@ class Preset:
         archs: name -> {arch: class, fields...}; the knobs that the solver turns are left out.
         recipes: name -> fields of `Train` and, under `arch`, of the architecture, for that architecture alone: the
             winners of the tuning target.
+        base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
+            (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
         chain_size, chain_seeds: where and how often chains run.
+        chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
+        tuning_size: where the tuning target runs; None is the chains' size. transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
     """
 
     name: str
@@ -175,18 +203,26 @@ class Preset:
     archs: dict[str, dict[str, Any]]
     grid: Grid
     train: dict[str, Any]
+    base_width: int = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
     chain_seeds: tuple[int, ...] = (0,)
+    chain_rates: tuple[float, ...] = ()
+    tuning_size: str | None = None
+    transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
 
     def __post_init__(self):
         for what, chosen, known in (
             ("grid.sizes", self.grid.sizes, self.sizes),
             ("grid.archs", self.grid.archs, self.archs),
+            ("grid.repeats", [size for repeat in self.grid.repeats for size in repeat.sizes], self.sizes),
+            ("grid.repeats", [arch for repeat in self.grid.repeats for arch in repeat.archs], self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
+            ("tuning_size", [self.tuning_size] if self.tuning_size else [], self.sizes),
+            ("transfer_size", [self.transfer_size] if self.transfer_size else [], self.sizes),
             ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),
             ("measure.latency.archs", self.measure.latency.archs if self.measure.latency else (), self.archs),
         ):
@@ -217,6 +253,9 @@ class Chain:
         only: of a leave-one-out chain, the ids of the deltas that are left out in turn (none: all).
         base: the architecture and the fields that take it to the first row.
         knobs: which knobs are solved again for every row, so that rows have equal FLOPs and parameters.
+        seeds: of this chain, where they are not the preset's `chain_seeds`.
+        tuned: every row is trained with each of the preset's `chain_rates`, so that a step is not punished for the rate of
+            the row before.
     """
 
     title: str
@@ -225,20 +264,37 @@ class Chain:
     steps: tuple[Step, ...]
     only: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ("width", "size")
+    seeds: tuple[int, ...] = ()
+    tuned: bool = False
     source: str = ""
 
 
-def load_tuning() -> dict[str, list[dict[str, Any]]]:
-    """Architecture -> settings that the tuning target tries: `train.` fields and fields of the architecture.
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What the tuning target tries for one architecture.
+
+    Args:
+        settings: `train.` fields and fields of the architecture, at the preset's `tuning_size`; the best becomes its recipe.
+        transfer: of the recipe, rates at the preset's `transfer_size`, around the best one: does the optimum move?
+    """
+
+    settings: tuple[dict[str, Any], ...]
+    transfer: tuple[float, ...] = ()
+
+
+def load_tuning() -> dict[str, Tuning]:
+    """Architecture -> what is tried.
 
     Raises:
         UserError: architectures are tried unequally often; no architecture gets more care than another.
     """
-    settings = read_yaml(CONFIGS / "tuning.yaml")
-    counts = {arch: len(tries) for arch, tries in settings.items()}
-    if len(set(counts.values())) > 1:
-        raise UserError(f"tuning.yaml: every architecture is tried equally often, but the counts are {counts}")
-    return settings
+    data = read_yaml(CONFIGS / "tuning.yaml")
+    tuning = {arch: strict.build(Tuning, tries, f"tuning.yaml: {arch}") for arch, tries in data.items()}
+    for what in ("settings", "transfer"):
+        counts = {arch: len(getattr(tries, what)) for arch, tries in tuning.items()}
+        if len(set(counts.values())) > 1:
+            raise UserError(f"tuning.yaml: every architecture has equally many {what}, but the counts are {counts}")
+    return tuning
 
 
 OVERRIDES = {"preset": str, "corpus": str, "tokens": int, "seeds": list, "archs": list, "sizes": list, "precision": str}

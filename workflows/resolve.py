@@ -7,6 +7,8 @@ the trainer and every later stage read. Runs with equal configs are one run, wha
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -18,7 +20,7 @@ from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
 from workflows import errors
-from workflows.ablate import chain_arms, resolve_arm, tuned
+from workflows.ablate import chain_arms, resolve_arm, tuned, tuning_settings
 from workflows.errors import UserError
 from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Chain, Preset, Train, load_chains, load_preset, load_tuning
@@ -34,7 +36,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
     """
     data = str(results / "data" / data_key(preset))
     size = preset.chain_size or preset.grid.sizes[0]
-    matched = {name: match_size(preset, name) for name in dict.fromkeys((*preset.grid.sizes, size))}
+    wanted = (*preset.grid.sizes, size, *filter(None, (preset.tuning_size, preset.transfer_size)))
+    matched = {name: match_size(preset, name) for name in dict.fromkeys(wanted)}
     runs: dict[str, RunConfig] = {}
     by_sha: dict[str, str] = {}
 
@@ -46,26 +49,26 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         return by_sha[cfg.sha]
 
     grid = [
-        add(f"{arch}-{size}-s{seed}", arch, size, seed, matched[size].models[arch], recipe(preset, arch, size))
-        for size in preset.grid.sizes
-        for arch in preset.grid.archs
-        for seed in preset.grid.seeds
+        add(f"{arch}-{where}-s{seed}", arch, where, seed, matched[where].models[arch], recipe(preset, arch, where))
+        for where, arch, seed in preset.grid.cells()
     ]
     tuning = []
-    for arch, settings in load_tuning().items():
-        for i, setting in enumerate(settings if arch in preset.archs else ()):
-            model, train = tuned(preset, matched[size].models[arch], arch, size, setting)
-            run = add(f"tuning.{arch}.{i}-{size}-s{preset.chain_seeds[0]}", arch, size, preset.chain_seeds[0], model, train)
-            tuning.append(
-                {
-                    "arch": arch,
-                    "setting": json.dumps(setting),
-                    "lr": train.lr,
-                    "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
-                    "init": getattr(model.arch, "init", None),
-                    "run": run,
-                }
-            )
+    for run, arch, where, setting in tuning_settings(preset, load_tuning()):
+        seed = preset.chain_seeds[0]
+        model, train = tuned(preset, matched[where].models[arch], arch, where, setting)
+        tuning.append(
+            {
+                "arch": arch,
+                "size": where,
+                "d_model": model.d_model,
+                "setting": json.dumps(setting),
+                "lr": train.lr,
+                "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
+                "init": getattr(model.arch, "init", None),
+                "seed": seed,
+                "run": add(f"{run}-{where}-s{seed}", arch, where, seed, model, train),
+            }
+        )
     arms = []
     for name, chain in chains.items():
         known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
@@ -79,8 +82,11 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                 raise
             except ValueError as error:
                 raise UserError(f"preset {preset.name}, {where}, step {step.id}: {error}") from error
-            for seed in preset.chain_seeds:
-                run = add(f"{name}.{step.id}-{size}-s{seed}", arch, size, seed, model, train)
+            rates = preset.chain_rates if chain.tuned and preset.chain_rates else (train.lr,)
+            for (i, lr), seed in itertools.product(enumerate(rates), chain.seeds or preset.chain_seeds):
+                rate = f".lr{i}" if len(rates) > 1 else ""
+                recipe_at = dataclasses.replace(train, lr=lr)
+                run = add(f"{name}.{step.id}{rate}-{size}-s{seed}", arch, size, seed, model, recipe_at)
                 arms.append(
                     {
                         "chain": name,
@@ -89,6 +95,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                         "order": order,
                         "label": step.label,
                         "set": json.dumps(step.set),
+                        "lr": lr,
                         "run": run,
                     }
                     | {f"paper_{key}": value for key, value in step.paper.items()}

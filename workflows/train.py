@@ -26,6 +26,7 @@ from torch import Tensor
 from evals import schema
 from kernels.allocator import keep_memory
 from models import arch_module
+from models.balance import whole_batch
 from workflows import checkpoint, errors, health
 from workflows.errors import UserError
 from workflows.optim import Optimizers, clip_gradients
@@ -160,7 +161,9 @@ class Trainer:
                     flush=True,
                 )
             if self.step in evaluate_at and self.rank == 0:
-                self.evaluate(lr, final=self.step == steps)
+                self.evaluate(lr)
+                if self.step == steps:
+                    self.score(lr)
                 clock = time.perf_counter()
             if self.step < steps and (reason := stop.requested()):
                 self.save()
@@ -198,11 +201,17 @@ class Trainer:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         piece = self.cfg.micro_batch or share
         sums = torch.zeros(2, device=self.device)
-        for tokens, targets in zip(tokens_BT[mine].split(piece), targets_BT[mine].split(piece), strict=True):
+
+        def forward(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             with self.autocast():
-                loss, aux = self.model.loss(tokens, targets, self.cfg.precision)
-            ((loss + aux) * (piece / share)).backward()
-            sums += torch.stack((loss.detach(), aux.detach())).float() * (piece / share)
+                return self.model.loss(*pair, self.cfg.precision)
+
+        pieces = list(zip(tokens_BT[mine].split(piece), targets_BT[mine].split(piece), strict=True))
+        with whole_batch(self.model, pieces, forward):
+            for pair in pieces:
+                loss, aux = forward(pair)
+                ((loss + aux) * (piece / share)).backward()
+                sums += torch.stack((loss.detach(), aux.detach())).float() * (piece / share)
         if self.workers > 1:
             for tensor in (sums, *(p.grad for p in self.model.parameters() if p.grad is not None)):
                 dist.all_reduce(tensor)
@@ -228,28 +237,41 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, lr: float, final: bool) -> None:
-        """Validation loss per source and of the mixture, each source weighted by its share of the training tokens."""
-        self.model.eval()
-        self.model.refresh()
-        sources = self.shards.meta["sources"]
-        losses = {name: self.loss_on(tokens, final) for name, tokens in self.shards.validation.items()}
-        total = sum(sources[name]["tokens"]["train"] for name in losses)
-        losses["all"] = sum(loss * sources[name]["tokens"]["train"] / total for name, loss in losses.items())
-        for name, loss in losses.items():
-            self.log("validation", name, loss, None, lr, None, None)
+    def evaluate(self, lr: float) -> None:
+        """One point of the curve: validation loss on an eighth of the tokens, the same windows each time; and health."""
+        self.losses("validation", self.shards.validation, self.cfg.validation_tokens // 8, lr)
         if self.cfg.health_tokens:
             sample = next(iter(self.shards.validation.values()))
             rows = health.measure(self.model, sample, self.cfg.health_tokens, self.device)
             self.health += [{"run": self.run.run, "step": self.step} | row for row in rows]
 
-    def loss_on(self, tokens: np.ndarray, final: bool) -> float:
-        """Mean loss on the first windows of `tokens`; all of `validation_tokens` at the end, an eighth on the way."""
+    @torch.no_grad()
+    def score(self, lr: float) -> None:
+        """The finished model's losses: on validation, by which recipes are chosen, and on test, which is reported."""
+        self.losses("validation-final", self.shards.validation, self.cfg.validation_tokens, lr)
+        self.losses("test", self.shards.test, self.cfg.validation_tokens, lr)
+
+    def losses(self, split: str, heldout: dict[str, np.ndarray], wanted: int, lr: float) -> None:
+        """Logs the loss of each source, and of the headline sources weighted by their shares of the training tokens."""
+        self.model.eval()
+        self.model.refresh()
+        losses = {name: self.loss_on(tokens, wanted) for name, tokens in heldout.items()}
+        losses["all"] = self.headline(losses, "tokens")
+        for name, loss in losses.items():
+            self.log(split, name, loss, None, lr, None, None)
+
+    def headline(self, values: dict[str, float], unit: str) -> float:
+        """Mean of the headline sources' values, weighted by their training tokens or bytes."""
+        sources = self.shards.meta["sources"]
+        weights = {name: sources[name][unit]["train"] for name in values if sources[name].get("headline", True)}
+        return sum(values[name] * weight for name, weight in weights.items()) / sum(weights.values())
+
+    def loss_on(self, tokens: np.ndarray, wanted: int) -> float:
+        """Mean loss on the first windows of `tokens`, about `wanted` tokens."""
         seq_len = self.cfg.seq_len
-        wanted = self.cfg.validation_tokens // (1 if final else 8)
         count = min(max(1, wanted // seq_len), (len(tokens) - 1) // seq_len)
         if count < 1:
-            raise UserError(f"{self.run.data}: a validation source is shorter than seq_len {seq_len}; prepare more text")
+            raise UserError(f"{self.run.data}: a held-out source is shorter than seq_len {seq_len}; prepare more text")
         total = 0.0
         for first in range(0, count, self.cfg.batch_size):
             starts = range(first, min(first + self.cfg.batch_size, count))
@@ -274,13 +296,20 @@ class Trainer:
 
     def summary(self) -> dict:
         cost, run = self.run.model.cost().without("embedding"), self.run
-        validation = {row["source"]: row["loss"] for row in self.rows if row["split"] == "validation"}
         sources = self.shards.meta["sources"]
-        bits = {
-            name: validation[name] / math.log(2) * sources[name]["tokens"]["validation"] / sources[name]["bytes"]["validation"]
-            for name in self.shards.validation
-        }
-        total = sum(sources[name]["bytes"]["train"] for name in bits)
+
+        def scored(row_split: str, split: str) -> tuple[float, float]:
+            """Nats per token and bits per byte of the headline sources."""
+            losses = {row["source"]: row["loss"] for row in self.rows if row["split"] == row_split}
+            bits = {
+                name: losses[name] / math.log(2) * sources[name]["tokens"][split] / sources[name]["bytes"][split]
+                for name in losses
+                if name != "all"
+            }
+            return losses["all"], self.headline(bits, "bytes")
+
+        val_loss, val_bpb = scored("validation-final", "validation")
+        test_loss, test_bpb = scored("test", "test")
         steps = [row for row in self.rows if row["split"] == "train"]
         tail = [row["loss"] for row in steps]
         identity = self.identity()
@@ -300,13 +329,16 @@ class Trainer:
             "tokens": self.step * self.cfg.batch_size * self.cfg.seq_len,
             "steps": self.step,
             "train_loss": statistics.fmean(tail[-max(1, len(tail) // 10) :]),
-            "val_loss": validation["all"],
-            "val_bpb": sum(bits[name] * sources[name]["bytes"]["train"] / total for name in bits),
+            "val_loss": val_loss,
+            "val_bpb": val_bpb,
+            "test_loss": test_loss,
+            "test_bpb": test_bpb,
             "tokens_per_s": statistics.median(row["tokens_per_s"] for row in steps),
             "core_seconds": self.elapsed * self.workers * (self.cfg.threads if self.device == "cpu" else 1),
             "wall_s": self.elapsed,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "precision": self.cfg.precision,
+            "value_optimizer": self.cfg.value_optimizer if self.model.tables() else None,
             "threads": self.cfg.threads,
             "status": "finished",
             "config_sha": identity["config"],
