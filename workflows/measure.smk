@@ -172,3 +172,12 @@ rule peers:
         source=fingerprint("evals.peers"),
     shell:
         "exec {PYTHON} -m evals.peers --out {output}"
+
+
+rule coordinates:
+    output:
+        f"{RESULTS}/coordinates.csv",
+    params:
+        source=fingerprint("evals.coordinates"),
+    shell:
+        "exec {PYTHON} -m evals.coordinates --out {output}"
