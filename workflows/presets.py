@@ -217,7 +217,7 @@ class Preset:
     archs: dict[str, dict[str, Any]]
     grid: Grid
     train: dict[str, Any]
-    base_width: int = 0
+    base_width: CountOrNone = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
