@@ -14,7 +14,7 @@ all: env
 	@echo "report: reports/$(PRESET).html"
 	@if [ "$(PRESET)" = cpu ]; then \
 	    echo "this run against results/reference; in full: results/cpu/compare/compare.html"; \
-	    $(BIN)/python -m evals.compare results/cpu results/reference --out results/cpu/compare || true; \
+	    $(BIN)/python -m evals.compare results/cpu results/reference --out results/cpu/compare || [ $$? -eq 1 ]; \
 	fi
 
 env: .venv/.installed
