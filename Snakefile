@@ -2,7 +2,7 @@
 # snakemake --cores all --config preset=smoke            another preset
 # snakemake --cores all ablation_ultramem_v2             one ablation; see workflows/configs/ablations.yaml
 # snakemake --cores all latency                          one stage: access evaluate latency modelled claims speed peers coordinates
-# snakemake plan --cores 1 --config preset=paper         hours and disk, before anything runs
+# snakemake plan --cores 1 --config preset=paper gpu=H100 gpus=64   hours, memory and disk, before anything runs
 import json
 import os
 import re
@@ -18,6 +18,7 @@ os.environ["PYTHONPATH"] = workflow.basedir
 
 from workflows.errors import UserError
 from workflows.grid import load_grid
+from workflows.presets import plan_target
 from workflows.provenance import fingerprint, sha
 
 try:

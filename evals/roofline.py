@@ -34,7 +34,10 @@ BATCHES = tuple(4**i for i in range(9))
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Peaks in bytes/s and FLOPs/s, the shares of them that are reached, and the seconds of one kernel launch."""
+    """Peaks in bytes/s and FLOPs/s, the shares of them that are reached, and the seconds of one kernel launch.
+
+    `training_utilisation` is the share of `flops` that training reaches, by `training_source`.
+    """
 
     name: str
     bandwidth: float
@@ -44,6 +47,8 @@ class Device:
     flops_efficiency: float = 1.0
     launch_s: float = 0.0
     source: str = ""
+    training_utilisation: float = 0.0
+    training_source: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,37 @@
 """Predictions add up and say what they were calibrated on; gathering takes only runs of the present config and code."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
 from synthetic import row
 
 from evals import schema
+from evals.roofline import Device
+from models.transformer import ModelConfig
 from workflows import gather, plan, resolve, runs
 from workflows.errors import UserError
+from workflows.grid import grid_key, load_grid
+from workflows.matched import match_size
+from workflows.presets import Grid, Measure, Size, load_preset, plan_target
+
+ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
+BENCH = {"grid": Grid(sizes=("bench",), archs=ARCHS, seeds=(0,)), "chain_size": None}
+
+
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resolved")
+    return folder, resolve.write_grid("smoke", {}, folder)
 
 
 @pytest.fixture
-def results(tmp_path):
+def results(resolved, tmp_path):
     """A resolved smoke preset of which four runs are finished, one of them by an older config, one by older code."""
-    grid = resolve.write_grid("smoke", {}, tmp_path)
-    folder = tmp_path / "smoke"
+    folder, grid = tmp_path / "smoke", resolved[1]
+    shutil.copytree(resolved[0] / "smoke", folder)
     for i, run in enumerate(["dense-xs-s0", "moe8-xs-s0", "pkm-xs-s0", "ultramem-xs-s0"]):
         entry = grid["runs"][run]
         made_by = {
@@ -96,12 +113,107 @@ def test_prediction_is_flops_over_the_measured_rate(results, monkeypatch):
         assert rows[name]["predicted_disk_mb"] > 16 * run.model.cost().params / 2**20 - 1e-6
 
 
-def test_models_too_large_for_here_are_planned_by_a_stand_in(results, monkeypatch):
-    named = {"dense-xs-s0": runs.load_run(results / "runs" / "dense-xs-s0")}
+def test_models_too_large_for_here_are_planned_by_a_stand_in_of_their_kind(results, monkeypatch):
+    """Where only the dense ones are small enough, the sparse ones still have a stand-in."""
+    named = {name: runs.load_run(results / "runs" / name) for name in ("dense-xs-s0", "pkm-xs-s0")}
     monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
-    monkeypatch.setattr(plan, "LARGEST_CALIBRATION", -1)
-    (one,) = plan.predict(named)
-    assert one["calibrated_on"].startswith("dense-m")
+    monkeypatch.setattr(plan, "LARGEST_CALIBRATION", named["dense-xs-s0"].model.cost().params)
+    small = {"small": dataclasses.replace(named["pkm-xs-s0"], run="small")}
+    monkeypatch.setattr(plan, "resolve", lambda preset, chains, folder: ({}, small))
+    assert [row["calibrated_on"] for row in plan.predict(named)] == ["dense-xs-s0", "small"]
+
+
+def large(run, d_model=2048):
+    model = dataclasses.replace(run.model, d_model=d_model, n_heads=16)
+    return dataclasses.replace(run, run="large", model=model)
+
+
+def test_nothing_far_beyond_what_was_timed_is_predicted_from_it(results, monkeypatch):
+    run = runs.load_run(results / "runs" / "dense-xs-s0")
+    monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
+    monkeypatch.setattr(plan, "LARGEST_CALIBRATION", run.model.cost().params)
+    with pytest.raises(UserError, match=r"large does [\d,]+ times the work .* name the GPUs .* gpu=H100 gpus=64 \(known: A100"):
+        plan.predict({"small": run, "large": large(run)})
+
+
+def test_a_named_gpu_is_predicted_by_its_peak_and_its_memory(results):
+    run = runs.load_run(results / "runs" / "dense-xs-s0")
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, workers=4))
+    gpu = Device(name="X", bandwidth=1.0, flops=1e12, memory=1e9, training_utilisation=0.25, training_source="a paper")
+    small, wide = plan.predict_for({"small": run, "large": large(run)}, gpu)
+    assert small["predicted_core_s"] == pytest.approx(plan.full_flops(run) * plan.tokens_of(run) / 0.25e12)
+    assert small["predicted_wall_s"] == small["predicted_core_s"] / 4
+    assert (small["fits"], wide["fits"]) == (True, False)
+    assert wide["predicted_memory_mb"] > wide["device_memory_mb"] == 1e9 / 2**20
+    assert (small["calibrated_on"], small["device"], small["utilisation"]) == ("a paper", "X", 0.25)
+    schema.write(results / "plan.csv", "plan", [small, wide])
+    with pytest.raises(UserError, match=r"dense-xs-s0 trains in fp32, and gpus\.yaml has peaks of bf16 only"):
+        plan.predict_for({"a": dataclasses.replace(run, train=dataclasses.replace(run.train, precision="fp32"))}, gpu)
+
+
+def test_memory_is_weights_gradients_moments_copies_and_activations(results):
+    run = runs.load_run(results / "runs" / "pkm-xs-s0")
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=1, seq_len=8, precision="fp32"))
+    values = [part for part in run.model.cost().parts if part.name == "values"]
+    activations = 2 * plan.ACTIVATION_BYTES * 8 * run.model.n_layers * run.model.d_model
+    assert plan.training_bytes(run) == 16 * run.model.cost().params + activations
+    rows = dataclasses.replace(run, train=dataclasses.replace(run.train, value_optimizer="rows"))
+    unread = sum((part.rows - min(part.rows, 8 * part.reads)) * part.width for part in values)
+    assert unread > 0
+    assert plan.training_bytes(run) - plan.training_bytes(rows) == 4 * unread
+
+
+def saved_per_token(model: ModelConfig) -> float:
+    """Bytes that autograd keeps for the backward pass, a token more, under bf16 autocast."""
+    layers, sizes = model.build().train(), []
+    weights = {p.untyped_storage().data_ptr() for p in layers.parameters()}
+    for batch in (1, 2):
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        tokens = torch.randint(model.vocab_size, (batch, 65))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+            layers.loss(tokens[:, :-1], tokens[:, 1:], "bf16")
+        sizes.append(sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in weights))
+    return (sizes[1] - sizes[0]) / 64
+
+
+def test_activations_are_what_autograd_keeps():
+    preset = load_preset("cpu")
+    size = {"bench": Size(d_model=128, n_layers=4, n_heads=4)}
+    models = match_size(dataclasses.replace(preset, sizes=size, measure=Measure(), **BENCH), "bench").models
+    found = {arch: saved_per_token(models[arch]) / (4 * 128) for arch in ARCHS}
+    assert max(found.values()) < plan.ACTIVATION_BYTES, found
+    assert max(found.values()) > 0.8 * plan.ACTIVATION_BYTES, found
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"gpu": "B999"}, "--config gpu: 'B999' is not one of A100, H100, H200"),
+        ({"gpu": {}}, "is not one of"),
+        ({"gpus": 8}, "gpus needs a name as well, one of A100"),
+        ({"gpu": "H100", "gpus": 0}, "a whole number from 1 to 100000, found '0'"),
+        ({"gpu": "H100", "gpus": True}, "found 'True'"),
+        ({"gpu": "H100", "gpus": 1e30}, "found '1e[+]30'"),
+    ],
+)
+def test_a_target_that_does_not_exist_is_one_sentence(config, words):
+    with pytest.raises(UserError, match=words):
+        plan_target(config)
+    assert plan_target({"preset": "cpu"}) == {}
+    assert plan_target({"gpu": "H100"}) == {"gpu": "H100", "gpus": 1}
+
+
+def test_a_target_does_not_resolve_the_grid_again(results):
+    text = (results / "grid.json").read_text()
+    (results / "grid.json").write_text(json.dumps(json.loads(text) | {"key": grid_key({})}))
+    assert load_grid({"preset": "smoke", "gpu": "H100", "gpus": 2}, results.parent)["key"] == grid_key({})
+    with pytest.raises(UserError, match="'B999' is not one of"):
+        load_grid({"preset": "smoke", "gpu": "B999"}, results.parent)
 
 
 def test_a_step_is_really_timed(results):

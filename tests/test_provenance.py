@@ -29,6 +29,7 @@ def tree(tmp_path, monkeypatch):
             "b": provenance.fingerprint("models.b"),
             "go": provenance.fingerprint("workflows.go"),
             "go, models only": provenance.fingerprint("workflows.go", packages=("models",)),
+            "go, not its writer": provenance.fingerprint("workflows.go", without=("evals.out",)),
         }
 
     yield tmp_path, prints
@@ -39,8 +40,8 @@ def tree(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "text", "changed"),
     [
-        ("models/base.py", "x = 2\n", {"a", "b", "go", "go, models only"}),
-        ("models/a.py", "from models.base import x\n\ny = x + 1\n", {"a", "go", "go, models only"}),
+        ("models/base.py", "x = 2\n", {"a", "b", "go", "go, models only", "go, not its writer"}),
+        ("models/a.py", "from models.base import x\n\ny = x + 1\n", {"a", "go", "go, models only", "go, not its writer"}),
         ("models/a.py", '"""What it is."""\nfrom models.base import x  # why\n\ny = x\n', set()),
         ("evals/out.py", "z = 2\n", {"go"}),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 
 from models import ARCHS, arch_module
 from workflows.errors import UserError
-from workflows.presets import CONFIGS, load_chains, load_preset
+from workflows.presets import CONFIGS, TARGET, load_chains, load_preset, plan_target
 from workflows.provenance import ROOT, fingerprint, sha
 
 DEFAULT_PRESET = "cpu"
@@ -40,7 +40,8 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
     Raises:
         UserError: anything wrong with the preset, the chains or the command line, in one sentence.
     """
-    overrides = {key: value for key, value in config.items() if key != "preset"}
+    plan_target(config)
+    overrides = {key: value for key, value in config.items() if key not in ("preset", *TARGET)}
     name = config.get("preset", DEFAULT_PRESET)
     load_preset(name, overrides)
     chains = load_chains()

@@ -144,14 +144,26 @@ rule claims:
 
 
 # Not part of the default target; the report shows them once they are made.
+TARGET = plan_target(config)
+if TARGET and workflow.is_main_process:
+    if set(workflow.dag_settings.targets) - {"plan", f"{RESULTS}/plan.csv"} or not (
+        workflow.dag_settings.targets
+    ):
+        raise WorkflowError(
+            "--config gpu and gpus say what `snakemake plan` predicts for; every other target uses the machine it runs on"
+        )
+
+
 rule plan:
     output:
         f"{RESULTS}/plan.csv",
     threads: workflow.cores
     params:
+        target=flags(TARGET),
         source=fingerprint("workflows.plan"),
+        gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
-        "exec {PYTHON} -m workflows.plan {RESULTS}"
+        "exec {PYTHON} -m workflows.plan {RESULTS:q} {params.target}"
 
 
 rule speed:

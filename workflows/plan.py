@@ -1,7 +1,9 @@
-"""Hours and disk of a preset before anything runs: python -m workflows.plan results/paper
+"""Hours, memory and disk of a preset before anything runs: python -m workflows.plan results/paper --gpu H100 --gpus 64
 
-Times a few steps of each architecture on this machine, on the largest model that fits a small budget of memory and time,
-and carries its speed over by FLOPs. What it prints and writes is a prediction.
+For a named GPU the prediction is FLOPs over the peak of evals/gpus.yaml times the share of it that training is assumed to
+reach. Without one, a few steps of each architecture are timed on this machine, on the largest model that fits a small
+budget of memory and time, and carried over by FLOPs, at most `FARTHEST` times as many for a token. What is printed and
+written is a prediction.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ from pathlib import Path
 import torch
 
 from evals import schema
+from evals.roofline import Device
+from evals.roofline import load as load_gpus
 from models.match import flops
 from workflows import errors
 from workflows.errors import UserError
 from workflows.optim import Optimizers
-from workflows.presets import load_preset
+from workflows.presets import load_preset, plan_target
 from workflows.provenance import device_name
 from workflows.resolve import resolve
 from workflows.runs import RunConfig, load_run
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
+FARTHEST = 10.0  # times the calibrated model's FLOPs per token
+USABLE = 0.9  # of a GPU's memory; the CUDA context and fragmentation take the rest
+# Bytes saved for the backward pass per token, layer and unit of width under bf16 autocast, the most of six architectures
+# (MoE-8; dense models save two thirds of it). A test holds it to what autograd saves.
+ACTIVATION_BYTES = 140
 
 
 def step_seconds(run: RunConfig, steps: int = 3) -> float:
@@ -52,64 +61,173 @@ def full_flops(run: RunConfig) -> float:
     return 3 * (flops(run.model) + 2 * run.model.vocab_size * run.model.d_model)
 
 
-def calibrate(runs: dict[str, RunConfig]) -> dict[str, tuple[float, str]]:
-    """Architecture class -> (training FLOPs per second, run that was timed), on the largest model that fits the budget.
+def training_bytes(run: RunConfig) -> float:
+    """Memory of one worker while it trains, replicated as the trainer does it: estimated, in bytes.
 
-    Where none of the preset's own fits, the cpu preset's largest size stands in.
+    Weights, gradients and two moments in float32, 4 bytes each, but of value tables under `value_optimizer: rows` only the
+    gradients of rows that a micro-batch reads; a bf16 copy of all that is multiplied; activations of one micro-batch.
+    """
+    train, cost = run.train, run.model.cost()
+    tokens = (train.micro_batch or train.batch_size // train.workers) * train.seq_len
+    values = [part for part in cost.parts if part.name == "values"]
+    tables = sum(part.params for part in values)
+    touched = sum(part.rows_read(tokens, "worst") * part.width for part in values)
+    gradients = cost.params - tables + (touched if train.value_optimizer == "rows" else tables)
+    low = train.precision == "bf16"
+    activations = ACTIVATION_BYTES * tokens * run.model.n_layers * run.model.d_model * (1 if low else 2)
+    return 12 * cost.params + 4 * gradients + (2 * (cost.params - tables) if low else 0) + activations
+
+
+def tokens_of(run: RunConfig) -> int:
+    return run.train.steps * run.train.batch_size * run.train.seq_len
+
+
+def row_of(run: RunConfig, rate: float, calibrated_on: str, device: str) -> dict:
+    """What every prediction says of a run: seconds by FLOPs at `rate` (FLOPs/s of one worker), and disk."""
+    seconds = full_flops(run) * tokens_of(run) / rate
+    return {
+        "run": run.run,
+        "arch": run.arch,
+        "size": run.size,
+        "tokens": tokens_of(run),
+        "workers": run.train.workers,
+        "predicted_core_s": seconds,
+        "predicted_wall_s": seconds / run.train.workers,
+        "predicted_disk_mb": 4 * run.model.cost().params * (1 + 3) / 2**20,
+        "calibrated_on": calibrated_on,
+        "device": device,
+    }
+
+
+def stand_ins(runs: dict[str, RunConfig]) -> dict[str, RunConfig]:
+    """Architecture -> the largest run that is quickly timed: the preset's own, or where none is small enough the cpu preset's.
+
+    Raises:
+        UserError: a run does more than `FARTHEST` times the work of its stand-in, or has none.
     """
     fits = [run for run in runs.values() if run.model.cost().params <= LARGEST_CALIBRATION]
-    if not fits:
-        _, stand_ins = resolve(load_preset("cpu"), {}, Path("results"))
-        fits = list(stand_ins.values())
-    timed = {}
-    for run in {run.arch: run for run in sorted(fits, key=full_flops)}.values():
-        seconds, tokens = step_seconds(run), run.train.batch_size * run.train.seq_len
-        timed[run.arch] = (full_flops(run) * tokens / seconds, run.run)
-        print(f"calibrated on {run.run}: {tokens / seconds:,.0f} tokens/s", flush=True)
-    return timed
+    missing = {run.arch for run in runs.values()} - {run.arch for run in fits}
+    if missing:
+        _, small = resolve(load_preset("cpu"), {}, Path("results"))
+        fits += [run for run in small.values() if run.arch in missing]
+    chosen = {run.arch: run for run in sorted(fits, key=full_flops)}
+    known = ", ".join(load_gpus()[0])
+    for run in runs.values():
+        farther = full_flops(run) / full_flops(chosen[run.arch]) if run.arch in chosen else float("inf")
+        if farther > FARTHEST:
+            raise UserError(
+                f"{run.run} does {farther:,.0f} times the work per token of the largest model that this machine times in "
+                f"moments, and nothing beyond {FARTHEST:.0f} times is predicted from that; name the GPUs it is meant for: "
+                f"snakemake plan --config preset={run.preset} gpu=H100 gpus=64 (known: {known})"
+            )
+    return chosen
 
 
 def predict(runs: dict[str, RunConfig]) -> list[dict]:
-    """One row a run: core-seconds (GPU-seconds on CUDA) and disk, by FLOPs from the calibrated model of its architecture."""
-    rates = calibrate(runs)
-    device = device_name("cuda" if torch.cuda.is_available() else "cpu")
+    """One row a run, by FLOPs from the timed model of its architecture: core-seconds (GPU-seconds on CUDA) and disk.
+
+    Raises:
+        UserError: as `stand_ins`.
+    """
+    device, timed = device_name("cuda" if torch.cuda.is_available() else "cpu"), {}
+    chosen = stand_ins(runs)
+    print(f"calibrating on this machine, {device}; name another as --config gpu=H100 gpus=64", flush=True)
+    for arch, run in chosen.items():
+        seconds, tokens = step_seconds(run), run.train.batch_size * run.train.seq_len
+        timed[arch] = (full_flops(run) * tokens / seconds, run.run)
+        print(f"calibrated on {run.run}: {tokens / seconds:,.0f} tokens/s", flush=True)
+    return [row_of(run, *timed[run.arch], device) for run in runs.values()]
+
+
+def predict_for(runs: dict[str, RunConfig], device: Device) -> list[dict]:
+    """One row a run for a GPU of the table: GPU-seconds at the assumed share of its peak, memory and whether it fits.
+
+    Raises:
+        UserError: a run in float32, for which the table has no peak.
+    """
     rows = []
-    for name, run in runs.items():
-        tokens = run.train.steps * run.train.batch_size * run.train.seq_len
-        rate, source = rates[run.arch]
+    for run in runs.values():
+        if run.train.precision != "bf16":
+            raise UserError(f"{run.run} trains in {run.train.precision}, and gpus.yaml has peaks of bf16 only; plan with bf16")
+        memory = training_bytes(run)
+        rate = device.flops * device.training_utilisation
         rows.append(
-            {
-                "run": name,
-                "arch": run.arch,
-                "size": run.size,
-                "tokens": tokens,
-                "predicted_core_s": full_flops(run) * tokens / rate,
-                "predicted_disk_mb": 4 * run.model.cost().params * (1 + 3) / 2**20,
-                "calibrated_on": source,
-                "device": device,
+            row_of(run, rate, device.training_source, device.name)
+            | {
+                "predicted_memory_mb": memory / 2**20,
+                "device_memory_mb": device.memory / 2**20,
+                "fits": memory <= USABLE * device.memory,
+                "utilisation": device.training_utilisation,
             }
         )
     return rows
 
 
+def spoken(seconds: float) -> str:
+    """A duration in the unit that one would say it in."""
+    for size, unit in ((365 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"
+
+
+def tell(what: str, rows: list[dict], workers: int, hours: str) -> None:
+    """Prints the sum over `rows`, and the wall time where runs share `workers` processes as well as they can."""
+    total, longest = sum(row["predicted_core_s"] for row in rows), max(rows, key=lambda row: row["predicted_wall_s"])
+    wall, disk = max(total / workers, longest["predicted_wall_s"]), sum(row["predicted_disk_mb"] for row in rows) / 1024
+    print(
+        f"prediction, {what}: {len(rows)} runs, {total / 3600:,.2f} {hours}, {spoken(wall)} at best on {workers} workers "
+        f"({longest['run']} alone: {spoken(longest['predicted_wall_s'])} on {longest['workers']}; with every run spread over "
+        f"all of them: {spoken(total / workers)}), {disk:,.1f} GB of disk"
+    )
+
+
+def tell_memory(rows: list[dict]) -> None:
+    """Prints for each size what a GPU must hold, and which runs do not fit."""
+    have = rows[0]["device_memory_mb"] / 1024
+    for size in dict.fromkeys(row["size"] for row in rows):
+        here = [row for row in rows if row["size"] == size]
+        most = max(here, key=lambda row: row["predicted_memory_mb"])
+        out = sorted({row["arch"] for row in here if not row["fits"]})
+        words = f"does not fit: {', '.join(out)}" if out else "fits"
+        need = most["predicted_memory_mb"] / 1024
+        print(f"memory per GPU, size {size}: up to {need:,.1f} GiB ({most['run']}) of {have:,.1f} GiB, {words}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results/{preset}")
-    parser.add_argument("--cores", type=int, default=torch.get_num_threads(), help="runs side by side")
+    parser.add_argument("--cores", type=int, default=torch.get_num_threads(), help="runs side by side on this machine")
+    parser.add_argument("--gpu", help="a device of evals/gpus.yaml to predict for, instead of timing this machine")
+    parser.add_argument("--gpus", type=int, help="how many of them")
     args = parser.parse_args()
     path = args.results / "grid.json"
     if not path.exists():
         raise UserError(f"{path} does not exist; start this as `snakemake plan --config preset=NAME`")
+    target = plan_target({key: value for key, value in (("gpu", args.gpu), ("gpus", args.gpus)) if value is not None})
     grid = json.loads(path.read_text())
-    rows = predict({name: load_run(args.results / "runs" / name) for name in grid["runs"]})
+    runs = {name: load_run(args.results / "runs" / name) for name in grid["runs"]}
+    if target:
+        gpu = load_gpus()[0][target["gpu"]]
+        rows, workers, hours = predict_for(runs, gpu), target["gpus"], "GPU-hours"
+        print(
+            f"assumed: {gpu.name} reaches {gpu.training_utilisation:.0%} of its {gpu.flops / 1e12:,.0f} TFLOPs/s in training "
+            f"({gpu.training_source}); this is of dense models, and sparse layers may reach less"
+        )
+    else:
+        rows, workers, hours = predict(runs), args.cores, "hours of work"
     schema.write(args.results / "plan.csv", "plan", rows)
     default = set(grid["grid"]) | {arm["run"] for arm in grid["arms"] if arm["chain"] in grid["chains"]}
-    for what, names in (("default target", default), ("with every ablation", set(grid["runs"]))):
-        chosen = [row for row in rows if row["run"] in names]
-        seconds = sum(row["predicted_core_s"] for row in chosen)
-        longest = max(row["predicted_core_s"] for row in chosen)
-        hours, disk = max(seconds / args.cores, longest) / 3600, sum(row["predicted_disk_mb"] for row in chosen) / 1024
-        print(f"prediction, {what}: {len(chosen)} runs, {hours:,.2f} hours on {args.cores} workers, {disk:,.1f} GB of disk")
+    tell("default target", [row for row in rows if row["run"] in default], workers, hours)
+    tell("with every ablation", rows, workers, hours)
+    if target:
+        tell_memory(rows)
+        if (most := max(row["workers"] for row in rows)) > target["gpus"]:
+            print(f"does not fit: a run wants {most} GPUs at once (train.workers), and there are {target['gpus']}")
+        print(
+            "as the code trains today, weights are replicated on every GPU of a run, and a run uses train.workers of them; "
+            "times of runs that do not fit are what they would take if they did"
+        )
 
 
 if __name__ == "__main__":

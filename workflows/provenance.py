@@ -48,18 +48,18 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
 
 
 @cache
-def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES) -> str:
-    """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`.
+def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tuple[str, ...] = ()) -> str:
+    """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`, not through `without`.
 
     C++ sources and page templates beside a module count with it; comments and docstrings do not.
     """
     seen: set[str] = set()
-    queue = list(modules)
+    queue = [module for module in modules if module not in without]
     while queue:
         module = queue.pop()
         if module not in seen:
             seen.add(module)
-            queue += [name for name in parsed(module)[1] if name.split(".")[0] in packages]
+            queue += [name for name in parsed(module)[1] - set(without) if name.split(".")[0] in packages]
     digest = hashlib.sha256()
     folders = {source_file(module).parent for module in seen}
     for module in sorted(seen):

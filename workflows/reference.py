@@ -1,0 +1,221 @@
+"""Where the tables of results/reference come from, and whether they still stand.
+
+    python -m workflows.reference results/cpu                 copies the tables of a finished results folder there
+    python -m workflows.reference --stands "REASON" TABLE ...  says why an older measurement stands (after a refactoring)
+    python -m workflows.reference                             lists what has changed since it was measured
+
+`results/reference/provenance.csv` holds for each table the commit and the fingerprint of the code that made it, and the
+file's own hash. A table whose producer has changed since wants a new measurement or a reason, and a reason holds for the
+change that it was given for: the next one wants another. A table that is known to be stale may stand there as such, with
+a reason and no reviewed fingerprint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import datetime
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from evals import schema
+from models import ARCHS, arch_module
+from workflows import errors
+from workflows.errors import UserError
+from workflows.grid import environment
+from workflows.provenance import ROOT, fingerprint, git, sha, training_source
+
+REFERENCE = ROOT / "results" / "reference"
+# What makes the numbers of each table. Files that are read beside the code count with it.
+TRAINING = ("training",)
+PRODUCERS: dict[str, tuple[str, ...]] = {
+    "runs": TRAINING,
+    "train": TRAINING,
+    "health": TRAINING,
+    "arms": TRAINING,
+    "tuning": TRAINING,
+    "cost": TRAINING,
+    "matched_compute": ("workflows.matched",),
+    "evals": ("evals.harness", "evals.tasks.utils"),
+    "access": ("evals.counted",),
+    "latency": ("evals.latency",),
+    "machine": ("evals.latency",),
+    "latency_modelled": ("evals.roofline", "evals/gpus.yaml"),
+    "statements": ("evals.roofline", "evals/gpus.yaml"),
+    "claims": ("evals.claims", "evals/claims.yaml"),
+    "speed": ("evals.training_speed",),
+    "peers": ("evals.peers",),
+    "diagnosis": ("evals.diagnosis",),
+    "coordinates": ("evals.coordinates",),
+}
+# They check, write and explain; numbers do not depend on them.
+WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.provenance")
+
+
+def source(producer: tuple[str, ...]) -> str:
+    """Fingerprint of a producer's code and of the files that it names."""
+    if producer == TRAINING:
+        return sha([training_source(arch_module(arch)) for arch in sorted(ARCHS)])
+    files = [name for name in producer if "/" in name]
+    code = fingerprint(*(name for name in producer if name not in files), without=WRITERS)
+    return sha([code, *((ROOT / name).read_text() for name in files)]) if files else code
+
+
+def file_sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def unaccounted(folder: Path = REFERENCE) -> list[str]:
+    """One sentence for each table that nobody vouches for: unrecorded, edited, or its producer changed without a reason."""
+    recorded = schema.read(folder / "provenance.csv", "provenance").set_index("table")
+    found = [
+        f"{name}.csv has a row in provenance.csv and does not exist"
+        for name in recorded.index
+        if not (folder / f"{name}.csv").exists()
+    ]
+    for path in sorted(folder.glob("*.csv")):
+        name = path.stem
+        if name == "provenance":
+            continue
+        if name not in recorded.index:
+            found.append(
+                f"{path.name} has no row in provenance.csv: copy it with `python -m workflows.reference results/PRESET`"
+            )
+            continue
+        row = recorded.loc[name]
+        now = source(PRODUCERS[name])
+        if row.sha256 != file_sha(path):
+            found.append(
+                f"{path.name} is not the file that was recorded: copy it with `python -m workflows.reference results/PRESET`"
+            )
+        elif row.source != now and not (row.reason and row.reviewed in ("", now)):
+            was = f"since {row.commit} (source {row.source or 'unknown'}, now {now})"
+            found.append(
+                f"{path.name}: {row.producer} has changed {was}: measure again, or say why it stands: "
+                f"python -m workflows.reference --stands REASON {name}"
+            )
+    return found
+
+
+def up_to_date(results: Path, tables: list[str]) -> None:
+    """Asks snakemake, which keeps the fingerprint that each file was made by, whether `results` is of the present code.
+
+    Raises:
+        UserError: names the tables that are not, or says why snakemake cannot tell.
+    """
+    files = [str(results / f"{table}.csv") for table in tables]
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--summary", "--cores", "1"]
+    snakemake += [*files, "--config", f"preset={results.name}"]
+    done = subprocess.run(snakemake, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"snakemake cannot say whether {results} is of this code: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        )
+    plan = {line.split("\t")[0]: line.rstrip().split("\t")[-1] for line in done.stdout.splitlines()}
+    # Of a file that it did not make snakemake knows nothing, and so has nothing against it.
+    made = {file for file in files if Path(".snakemake/metadata", base64.urlsafe_b64encode(file.encode()).decode()).exists()}
+    if pending := [file for file in files if file not in made or plan.get(file) != "no update"]:
+        raise UserError(f"not made by this code, by snakemake's account: {', '.join(pending)}; run snakemake for them first")
+
+
+def device_of(folder: Path, table: str) -> str:
+    """Devices of a table's rows, of the runs behind it, or of a model."""
+    for name in (table, "runs"):
+        frame = pd.read_csv(folder / f"{name}.csv")
+        if "device" in frame and (named := sorted(set(frame["device"].dropna()))):
+            return named[0] if len(named) == 1 else f"{named[0]} and {len(named) - 1} more"
+    return "modelled"
+
+
+def write(folder: Path, rows: pd.DataFrame) -> None:
+    order = {name: i for i, name in enumerate(PRODUCERS)}
+    schema.write(folder / "provenance.csv", "provenance", rows.sort_values("table", key=lambda names: names.map(order)))
+
+
+def recorded(folder: Path) -> pd.DataFrame:
+    path = folder / "provenance.csv"
+    names = [column.name for column in schema.columns("provenance")]
+    return schema.read(path, "provenance") if path.exists() else pd.DataFrame(columns=names)
+
+
+def copy(results: Path, only: list[str], dirty: bool, folder: Path = REFERENCE) -> list[str]:
+    """Copies tables of `results`, with their provenance, and `data.json`; returns their names.
+
+    Raises:
+        UserError: the checkout holds uncommitted changes and `dirty` is not set; a table does not exist, nobody knows what
+            makes it, or it was not made by the present code.
+    """
+    changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results/reference"))
+    if changed and not dirty:
+        raise UserError(
+            "this checkout holds uncommitted changes, so no commit says what made these tables: commit, or say --dirty"
+        )
+    if unknown := set(only) - set(PRODUCERS):
+        raise UserError(f"{', '.join(sorted(unknown))}: not one of {', '.join(PRODUCERS)}")
+    tables = [table for table in PRODUCERS if table in (only or PRODUCERS) and (results / f"{table}.csv").exists()]
+    if missing := sorted(set(only) - set(tables)) or ([] if tables else ["any table"]):
+        raise UserError(f"{results} does not hold {', '.join(missing)}: run snakemake first")
+    up_to_date(results, tables)
+    commit, rows = git("rev-parse", "--short=12", "HEAD"), recorded(folder)
+    new = []
+    for table in tables:
+        path = results / f"{table}.csv"
+        shutil.copyfile(path, folder / path.name)
+        new.append(
+            {
+                "table": table,
+                "producer": " ".join(PRODUCERS[table]),
+                "commit": commit,
+                "dirty": changed,
+                "date": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat(),
+                "device": device_of(results, table),
+                "source": source(PRODUCERS[table]),
+                "sha256": file_sha(path),
+            }
+        )
+    if (results / "data.json").exists() and not only:
+        shutil.copyfile(results / "data.json", folder / "data.json")
+    write(folder, pd.concat([rows[~rows["table"].isin(tables)].astype(object), pd.DataFrame(new)], ignore_index=True))
+    return tables
+
+
+def stands(tables: list[str], reason: str, folder: Path = REFERENCE) -> None:
+    """Records why `tables` stand although their producers, as they are now, did not make them.
+
+    Raises:
+        UserError: no reason, or a table without a row.
+    """
+    rows = recorded(folder).astype(object).set_index("table")
+    if not reason.strip() or not tables or not set(tables) <= set(rows.index):
+        known = f"tables of {folder / 'provenance.csv'} are {', '.join(rows.index)}"
+        raise UserError(f"a reason and the tables that it is about are needed; {known}")
+    for table in tables:
+        rows.loc[table, ["reason", "reviewed"]] = [reason, source(PRODUCERS[table])]
+    write(folder, rows.reset_index())
+
+
+def main(arguments: list[str] | None = None) -> int | None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="?", help="results/{preset} to copy from")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TABLE", help="only these tables (default: all that are there)"
+    )
+    parser.add_argument("--dirty", action="store_true", help="also from a checkout with uncommitted changes; it is recorded")
+    parser.add_argument("--stands", nargs="+", metavar=("REASON", "TABLE"), help="why older measurements of these tables stand")
+    args = parser.parse_args(arguments)
+    if args.stands:
+        stands(args.stands[1:], args.stands[0])
+    elif args.results:
+        print("copied", *copy(Path(args.results), args.only, args.dirty))
+    found = unaccounted()
+    print(*found or ["every table of results/reference is accounted for"], sep="\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    errors.run(main)
