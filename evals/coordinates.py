@@ -12,7 +12,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import Preset, Size, Train, load_preset
 
 WIDTHS, SEEDS, STEPS = (32, 64, 128, 256), (0, 1, 2), 10
-WIDTH_RULES = ("scaled", "flat") if "base_width" in {field.name for field in fields(ModelConfig)} else ("flat",)
+WIDTH_RULES = ("scaled", "flat")
 VOCAB, BATCH, SEQ_LEN = 512, 8, 64
 FLAT = 0.25  # the largest slope of log rms over log width that counts as flat
 
@@ -114,10 +114,10 @@ def measure(archs: tuple[str, ...], widths: tuple[int, ...], seeds: tuple[int, .
             train = replace(train, tokens=train.steps * BATCH * SEQ_LEN, batch_size=BATCH, seq_len=SEQ_LEN, precision="fp32")
             train = replace(train, warmup=0.0, final_lr=1.0)
             for rule in WIDTH_RULES:
-                same = {"base_width": 0} if rule == "flat" and "scaled" in WIDTH_RULES else {}
+                model = replace(models[arch], base_width=0) if rule == "flat" else models[arch]
                 values: dict[tuple[int, str], list[float]] = defaultdict(list)
                 for seed in seeds:
-                    for step, found in check(replace(models[arch], **same), train, seed).items():
+                    for step, found in check(model, train, seed).items():
                         for where, value in found.items():
                             values[step, where].append(value)
                 rows += [

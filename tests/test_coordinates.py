@@ -90,7 +90,7 @@ def test_the_residual_stream_is_as_large_at_every_width_where_rates_follow_the_w
 def test_rates_that_grow_with_the_width_are_seen(measured, monkeypatch):
     monkeypatch.setattr(coordinates, "Optimizers", Planted)
     planted = pd.DataFrame(coordinates.measure(("dense",), TINY, seeds=(0,)))
-    found, before = of(planted, WIDTH_RULES[0]), of(measured, WIDTH_RULES[0])
+    found, before = of(planted, "scaled"), of(measured, "scaled")
     assert not found.flat["residual"]
     assert found.slope["residual"] > before.slope["residual"] + 0.5
 
