@@ -132,6 +132,13 @@ class Memory(nn.Module):
         scattered = self.cfg.placebo == "scattered"
         self.register_buffer("jumps", jumps(self.window.side**2, seed) if scattered else None)
 
+    @torch.no_grad()
+    def start_at_base_width(self, width_scale: float) -> None:
+        """Product keys' values, N(0, 1/D) without a projection behind them, start as at the base width, as embeddings do."""
+        if self.cfg.choice("init") == "lample" and width_scale != 1:
+            for name in self.table.value_names:
+                getattr(self.table, name).mul_(width_scale**-0.5)
+
     def extra_linears(self) -> tuple[nn.Linear, ...]:
         return ()
 

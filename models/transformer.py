@@ -215,6 +215,8 @@ class Transformer(nn.Module):
             nn.init.normal_(block.attention.qkv.weight, std=std)
             nn.init.normal_(block.attention.out.weight, std=out_std)
             block.ffn.init_weights(std, out_std)
+        for memory in self.memories:
+            memory.start_at_base_width(self.cfg.width_scale)
 
     def decode_state(self, batch: int, length: int, dtype: torch.dtype | None = None, device: str | None = None) -> DecodeState:
         """Room for `batch` sequences of at most `length` tokens, in the dtype and on the device of the weights."""
