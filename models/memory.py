@@ -135,7 +135,8 @@ class Memory(nn.Module):
     @torch.no_grad()
     def start_at_base_width(self, width_scale: float) -> None:
         """Product keys' values, N(0, 1/D) without a projection behind them, start as at the base width, as embeddings do."""
-        if self.cfg.choice("init") == "lample" and width_scale != 1:
+        owner = "table" in self._modules
+        if owner and self.cfg.choice("init") == "lample" and width_scale != 1:
             for name in self.table.value_names:
                 getattr(self.table, name).mul_(width_scale**-0.5)
 
