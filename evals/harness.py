@@ -323,12 +323,14 @@ def stderr(values: np.ndarray, clusters: list) -> float | None:
 
 
 def _chance(lm: ModelLM, metric: str, samples: list[dict]) -> float | None:
-    """What a model that is uniform over choices, or over tokens, would score."""
+    """What a model that is uniform over choices or over tokens, or a memory task's best rule without memory, would score."""
     if metric == "bits_known":
         return 0.0
     if metric == "bits_per_byte":
         bits = math.log2(lm.tokenizer.get_vocab_size())
         return float(np.mean([bits * len(lm.encode_pair(*pair)[1]) / _n_bytes(pair) for pair in map(_gold, samples)]))
+    if metric in ACCURACIES and "chance" in samples[0]["doc"]:
+        return float(np.mean([sample["doc"]["chance"] for sample in samples]))
     if metric in ACCURACIES and len(samples[0]["resps"]) > 1:
         return float(np.mean([1 / len(sample["resps"]) for sample in samples]))
     return 0.0 if metric == "acc" else None
