@@ -184,14 +184,16 @@ def _statistics(lm: ModelLM, metric: str, samples: list[dict]) -> dict:
 
 
 def _chance(lm: ModelLM, metric: str, samples: list[dict]) -> float | None:
-    """What a model that is uniform over choices, or over tokens, would score, or an item's own `chance`."""
+    """What a model that is uniform over choices or over tokens, or a memory task's best rule without memory, would score."""
     if metric == "bits_known":
         return 0.0
     if metric == "gold_bpb":
         bits = math.log2(lm.tokenizer.get_vocab_size())
         return float(np.mean([bits * len(lm.encode_pair(*pair)[1]) / _n_bytes(pair) for pair in map(_gold, samples)]))
+    if metric in ACCURACIES and "chance" in samples[0]["doc"]:
+        return float(np.mean([sample["doc"]["chance"] for sample in samples]))
     if metric in ACCURACIES and len(samples[0]["resps"]) > 1:
-        return float(np.mean([sample["doc"].get("chance") or 1 / len(sample["resps"]) for sample in samples]))
+        return float(np.mean([1 / len(sample["resps"]) for sample in samples]))
     return 0.0 if metric == "acc" else None
 
 

@@ -455,7 +455,9 @@ def test_every_memory_task_has_a_file(task, uniform, wheel, tmp_path):
     accuracy = next(row for row in rows if row["primary"])
     assert accuracy["metric"] == "acc"
     assert accuracy["n"] >= 1
-    assert 0 < accuracy["chance"] < 0.3
+    of_level = {row["task"]: row["chance"] for row in rows if row["metric"] == "acc" and "/" in row["task"]}
+    assert of_level == {f"{task}/{level}": TASKS[task].chance(level) for level in TASKS[task].levels[: len(of_level)]}
+    assert accuracy["chance"] == pytest.approx(np.mean(list(of_level.values())))
 
 
 def corpus(tmp_path, tokenizer):

@@ -3,12 +3,13 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from evals import memory_tasks
-from evals.memory_tasks import ATTRIBUTES, TASKS, BioS, MixtureConfig, mixture
+from evals.memory_tasks import ATTRIBUTES, NUMBERS, TASKS, BioS, Episode, Item, MixtureConfig, Question, mixture
 from workflows.errors import UserError
 from workflows.prepare import train_bpe
 
@@ -16,10 +17,10 @@ EACH_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
 def modular_line(points):
-    """a and b of the only line mod 11 through two points."""
+    """a and b of the only line mod 7 through two points."""
     (x0, y0), (x1, y1) = points[:2]
-    a = (y1 - y0) * pow(x1 - x0, -1, 11) % 11
-    return a, (y0 - a * x0) % 11
+    a = (y1 - y0) * pow(x1 - x0, -1, 7) % 7
+    return a, (y0 - a * x0) % 7
 
 
 def pairs_phone_book(text):
@@ -27,7 +28,7 @@ def pairs_phone_book(text):
 
 
 def pairs_rounds(text):
-    return re.findall(r"remember (\w+) is (\w+)", text)
+    return re.findall(r"^- (\w+) is (\w+)\. - Yes", text, re.M)
 
 
 def pairs_label_map(text):
@@ -39,7 +40,7 @@ def pairs_linear_map(text):
 
 
 def pairs_needle(text):
-    return re.findall(r"One of the special magic numbers for (\w+) is: (\d+)", text)
+    return re.findall(r"The magic number for (\w+) is (\d+)\.", text)
 
 
 def pairs_kv_retrieval(text):
@@ -78,21 +79,31 @@ PAIRS = {
 def solve(name, context):
     """The answer, worked out from the text alone."""
     facts, question = context.rsplit("\n", 1)
+    if name in ASKED:
+        return dict(PAIRS[name](facts + "\n"))[asked_key(name, context)]  # dict: the last value of a key counts
     if name == "linear_map":
         a, b = pairs_linear_map(facts)[0]
-        return str((a * int(re.search(r"\d+", question)[0]) + b) % 11)
-    if name == "count":
-        return str(facts.split().count(question.split()[-1].rstrip("?")))
-    asked = {
-        "phone_book": r"^(.*):",
-        "multi_round": r"what is (\w+)",
-        "multi_round_overwrite": r"what is (\w+)",
-        "label_map": r"^(\w+) ->",
-        "needle": r"for (\w+) is:",
-        "kv_retrieval": r"^(\w+)",
-        "variable_tracking": r"of (\w) is",
-    }[name]
-    return dict(PAIRS[name](facts + "\n"))[re.search(asked, question)[1]]  # dict: the last value of a key counts
+        return str((a * int(re.search(r"\d+", question)[0]) + b) % 7)
+    return str(facts.split().count(question.split()[-1].rstrip("?")))
+
+
+ASKED = {
+    "phone_book": r"^(.*):",
+    "multi_round": r"^- (\w+)\?",
+    "multi_round_overwrite": r"^- (\w+)\?",
+    "label_map": r"^(\w+) ->",
+    "needle": r"for (\w+) is",
+    "kv_retrieval": r"^(\w+)",
+    "variable_tracking": r"of (\w) is",
+}
+
+
+def asked_key(name, context):
+    return re.search(ASKED[name], context.rsplit("\n", 1)[1])[1]
+
+
+def train_documents(task, seed, n):
+    return [episode.document() for episode in task.train_episodes(seed, n)]
 
 
 @EACH_TASK
@@ -106,7 +117,7 @@ def test_gold_is_what_the_text_says(task):
 @EACH_TASK
 def test_training_documents_answer_their_questions_rightly(task):
     asked = 0
-    for document in task.train_documents(3, 30):
+    for document in train_documents(task, 3, 30):
         lines = document.splitlines()
         start = next(i for i in range(len(lines)) if is_question(task.name, lines, i))
         for line in lines[start:]:
@@ -119,67 +130,177 @@ def test_training_documents_answer_their_questions_rightly(task):
 def is_question(name, lines, i):
     if name == "phone_book":
         return lines[i - 1] == "Look up"
-    if name in ("label_map", "linear_map"):  # a question looks like a fact: the last three lines (four words, 4 of them)
-        return i == len(lines) - 3
-    return i > 0 and not lines[i].startswith("User: remember")
+    if name in ("label_map", "linear_map"):  # a question looks like a fact
+        asked = min(3, len({line.rsplit(" ", 1)[0] for line in lines})) if name == "label_map" else 3
+        return i == len(lines) - asked
+    return i > 0 and not lines[i].endswith("- Yes.")
 
 
 @EACH_TASK
-def test_no_combination_is_in_both_splits(task):
-    trained = {pair for document in task.train_documents(0, 600) for pair in PAIRS[task.name](document)}
-    tested = {
-        pair for level in task.levels for item in task.test_items(1, 200, level) for pair in PAIRS[task.name](item.context)
-    }
-    assert len(trained) > 50
-    assert len(tested) > 50
+def test_what_is_asked_for_is_held_out(task):
+    """The pair of the key and any of the choices, or the whole prompt."""
+    documents = train_documents(task, 0, 600)
+    trained = {pair for document in documents for pair in PAIRS[task.name](document)}
+    items = [item for level in task.levels for item in task.test_items(1, 200, level)]
+    if task.name in ASKED:
+        tested = {(asked_key(task.name, item.context), choice) for item in items for choice in item.choices}
+        assert {value for _, value in tested} <= {value for _, value in trained}  # held out is the pair, not the value
+        assert len({key for key, _ in tested} & {key for key, _ in trained}) > 10
+    elif task.name == "count":
+        tested = {pair for item in items for pair in PAIRS[task.name](item.context)}
+    else:  # the points, in order, up to the one asked for
+        trained = {line.rsplit(" ", 1)[0] for line in points_asked(documents)}
+        tested = {item.context.replace("\n", " ") for item in items}
+    assert min(len(trained), len(tested)) > 50
     assert not trained & tested
+
+
+def points_asked(documents):
+    """Each training document up to its first question."""
+    for document in documents:
+        lines = document.splitlines()
+        yield " ".join(lines[: len(lines) - 2])
 
 
 @EACH_TASK
 def test_every_level_changes_the_difficulty_of_its_axis(task):
     lengths = [np.mean([len(item.context) for item in task.test_items(0, 20, level)]) for level in task.levels]
     assert lengths == sorted(lengths)
-    assert lengths[-1] > 1.3 * lengths[0]
+    assert lengths[-1] > 1.2 * lengths[0]
+
+
+def memory_free(items, documents):
+    """Rule -> its accuracy on each item. Written from the text alone, apart from the rules that set the chance."""
+    words = Counter(re.findall(r"\w+", "\n".join(documents)))
+    for item in items:
+        prompt = item.context.rsplit("\n", 1)[0]
+        said = [word for word in re.findall(r"\w+", re.sub(r"f \( \d+ \)", "", prompt)) if word in item.choices]
+        counts = Counter(said)
+        rules = {
+            "any": item.choices,
+            "place": item.choices[:1],
+            "copy": said,
+            "first": said[:1],
+            "second": said[1:2],
+            "last": said[-1:],
+            "not first": [choice for choice in item.choices if choice not in said[:1]],
+            "not last": [choice for choice in item.choices if choice not in said[-1:]],
+            "frequent": [choice for choice in item.choices if counts[choice] == max(counts.values(), default=0)],
+            "rare": [choice for choice in item.choices if counts[choice] == min(counts[c] for c in item.choices)],
+            "unsaid": [choice for choice in item.choices if choice not in said],
+            "trained": [max(item.choices, key=words.__getitem__)],
+        }
+        for name, picked in rules.items():
+            picked = picked or item.choices
+            yield name, picked.count(item.choices[item.gold]) / len(picked)
+
+
+def excess(items, documents):
+    """The largest lead of a rule over the stated chance, in standard errors, and its name."""
+    scores = {}
+    for name, score in memory_free(items, documents):
+        scores.setdefault(name, []).append(score)
+    chance = items[0].chance
+    noise = math.sqrt(chance * (1 - chance) / len(items))
+    return max(((np.mean(found) - chance) / noise, name) for name, found in scores.items())
 
 
 @EACH_TASK
-def test_a_blind_guess_scores_chance(task):
-    """Neither the place of an answer nor how common it is gives the answer away."""
-    n = 400
-    for level in (task.levels[0], task.levels[-1]):
-        items = task.test_items(5, n, level)
-        assert {len(item.choices) for item in items} == {round(1 / task.chance(level))}
-        spread = 4 * math.sqrt(task.chance(level) / n)
-        assert Counter(item.gold for item in items).most_common(1)[0][1] / n < task.chance(level) + spread
+def test_no_rule_without_memory_beats_the_stated_chance(task):
+    documents = train_documents(task, 0, 300)
+    for level in task.levels:
+        items = task.test_items(5, 2000, level)
+        assert {item.chance for item in items} == {task.chance(level)}
+        assert excess(items, documents) < (4.0, "")
+
+
+def test_an_unfair_generator_is_noticed():
+    """Choices from everywhere and a single needle, as they were."""
+    rounds = [
+        replace(item, choices=list(NUMBERS), gold=NUMBERS.index(item.choices[item.gold]), chance=1 / len(NUMBERS))
+        for item in TASKS["multi_round"].test_items(5, 2000, 6)
+    ]
+    needles = [
+        Item(f"The magic number for {key} is {n}.\nThe magic number for {key} is", [str(n), "11", "99"], 0, "0", 1 / 3)
+        for key, n in zip(memory_tasks.WORDS, range(20, 90), strict=False)
+    ]
+    assert min(excess(items, [""])[0] for items in (rounds, needles)) > 10
+
+
+def test_the_best_rule_is_found():
+    def episode(answer, shown):
+        return Episode("", [Question("", answer)], shown, ["1", "2", "3", "4"])
+
+    for best, answer, shown in [
+        ("copy any value", "1", ["1"]),
+        ("copy the most frequent value", "2", ["3", "2", "2", "1"]),
+        ("copy the first value", "3", ["3", "1", "1", "2", "4"]),
+        ("copy the last value", "4", ["3", "1", "1", "2", "4"]),
+        ("leave out shown values", "4", ["1", "2", "3"]),
+        ("commonest answer in training", "2", ["1", "2", "3", "4"]),
+    ]:
+        scores = memory_tasks.rule_scores([episode(answer, shown)] * 9, Counter({"2": 5, "1": 3}))
+        assert scores[best] == (1.0, 0.0)
+        assert scores["uniform"] == (0.25, 0.0)
+
+
+def test_chance_is_that_of_the_best_rule():
+    chances = {name: [round(task.chance(level), 3) for level in task.levels] for name, task in TASKS.items()}
+    assert chances == {
+        "phone_book": [0.5, 0.25, 0.125],
+        "multi_round": [0.5, 0.25, 0.167],
+        "multi_round_overwrite": [0.333, 0.2],  # of 4 and 6 values the first never counts
+        "label_map": [0.5, 0.25, 0.25],
+        "linear_map": [0.2, 0.25, 0.333],
+        "needle": [0.333] * 3,
+        "kv_retrieval": [0.5, 0.25, 0.125],
+        "variable_tracking": [0.333] * 3,
+        "count": [0.333, 0.167, 0.167],
+    }
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_one_who_remembers_the_trained_pairs_scores_chance(name):
+    """Neither more, nor less because what is held out was never trained."""
+    task = TASKS[name]
+    trained = Counter(pair for document in train_documents(task, 0, 4000) for pair in PAIRS[name](document))
+    for level in task.levels:
+        items, right = task.test_items(5, 1000, level), []
+        for item in items:
+            key = asked_key(name, item.context)
+            seen = [trained[key, choice] for choice in item.choices]
+            right.append((seen[item.gold] == max(seen)) / seen.count(max(seen)))
+        uniform = 1 / len(items[0].choices)
+        assert np.mean(right) == pytest.approx(uniform, abs=4 * math.sqrt(uniform * (1 - uniform) / len(items)))
 
 
 @EACH_TASK
 def test_seeds(task):
     level = task.levels[0]
-    assert task.train_documents(0, 6) == task.train_documents(0, 6)
+    assert train_documents(task, 0, 6) == train_documents(task, 0, 6)
     assert task.test_items(0, 6, level) == task.test_items(0, 6, level)
     assert task.test_items(0, 6, level) != task.test_items(1, 6, level)
-    assert task.train_documents(0, 6) != task.train_documents(1, 6)
+    assert train_documents(task, 0, 6) != train_documents(task, 1, 6)
 
 
 def test_overwrites_ask_for_keys_that_had_another_value():
     task = TASKS["multi_round_overwrite"]
-    for item in task.test_items(0, 40, 9):
-        key = re.search(r"what is (\w+)", item.context)[1]
+    for item in task.test_items(0, 40, 6):
+        key = asked_key(task.name, item.context)
         told = [value for k, value in pairs_rounds(item.context) if k == key]
         assert len(set(told)) == 2
         assert item.choices[item.gold] == told[-1]
 
 
 def test_the_point_asked_for_is_not_among_the_examples():
-    for item in TASKS["linear_map"].test_items(0, 60, 8):
+    for item in TASKS["linear_map"].test_items(0, 60, 4):
         *shown, asked = re.findall(r"f \( (\d+) \)", item.context)
         assert asked not in shown
 
 
 def test_biographies_state_what_is_asked():
     bios = BioS(n_people=30, exposures=4)
-    documents = bios.train_documents(0)
+    documents = [" ".join(sentences) for sentences in bios.biographies(0)]
     assert len(documents) == 120
     for attribute in ATTRIBUTES:
         for item in bios.test_items(0, 30, attribute):
@@ -187,7 +308,8 @@ def test_biographies_state_what_is_asked():
             _, forms = ATTRIBUTES[attribute]
             stated = [document for document in documents if any(is_form(form, statement, document) for form in forms)]
             assert len(stated) == 4, statement
-            assert len(set(item.choices)) == 10
+            assert len(set(item.choices)) == 10 == 1 / item.chance
+            assert all(any(f"{choice}." in document for document in documents) for choice in item.choices)
             assert item.n_values == ATTRIBUTES[attribute][0]
 
 
@@ -214,20 +336,20 @@ def test_entropy_of_a_person():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe((document for task in TASKS.values() for document in task.train_documents(9, 12)), 512)
+    return train_bpe((document for task in TASKS.values() for document in train_documents(task, 9, 12)), 512)
 
 
 CFG = MixtureConfig(n_tokens=60_000, n_people=8, exposures=6)
 
 
 def test_the_mixture_is_a_function_of_its_seed(tokenizer):
-    documents = mixture(CFG, tokenizer, 1)
-    assert documents == mixture(CFG, tokenizer, 1)
-    assert documents != mixture(CFG, tokenizer, 2)
+    documents = mixture(CFG, tokenizer, 1, 256)
+    assert documents == mixture(CFG, tokenizer, 1, 256)
+    assert documents != mixture(CFG, tokenizer, 2, 256)
 
 
 def test_the_mixture_holds_every_exposure_and_equal_shares(tokenizer):
-    documents = mixture(CFG, tokenizer, 1)
+    documents = mixture(CFG, tokenizer, 1, 256)
     assert {task for task, _ in documents} == {*TASKS, "bios"}
     for i in range(CFG.n_people):
         name, values = CFG.bios.person(i)
@@ -241,9 +363,24 @@ def test_the_mixture_holds_every_exposure_and_equal_shares(tokenizer):
 
 def test_shuffled_documents(tokenizer):
     """A stretch of the stream holds many tasks, not one."""
-    assert {task for task, _ in mixture(CFG, tokenizer, 1)[:200]} == {*TASKS, "bios"}
+    assert {task for task, _ in mixture(CFG, tokenizer, 1, 256)[:200]} == {*TASKS, "bios"}
+
+
+def test_long_documents_are_made_to_fit(tokenizer):
+    """Biographies in several documents, other tasks with fewer questions; nothing that people are asked about is lost."""
+    long, short = (mixture(CFG, tokenizer, 1, longest) for longest in (1000, 100))
+    lengths = [[len(tokenizer.encode(text).ids) + 1 for _, text in documents] for documents in (long, short)]
+    assert max(lengths[0]) > 128 > 100 >= max(lengths[1])
+    said = [
+        Counter(line for task, text in documents if task == "bios" for line in text.rstrip(".\n").split(". "))
+        for documents in (long, short)
+    ]
+    assert said[0] == said[1]
+    assert {task for task, _ in short} == {task for task, _ in long}
+    with pytest.raises(UserError, match="a sentence of a biography is longer than align 16 tokens: raise align"):
+        mixture(CFG, tokenizer, 1, 16)
 
 
 def test_biographies_must_fit(tokenizer):
     with pytest.raises(UserError, match=r"n_people 500 x exposures 6 take \d+ tokens, more than n_tokens 60000"):
-        mixture(MixtureConfig(n_tokens=60_000, n_people=500, exposures=6), tokenizer, 0)
+        mixture(MixtureConfig(n_tokens=60_000, n_people=500, exposures=6), tokenizer, 0, 256)

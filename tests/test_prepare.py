@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import zipfile
@@ -17,12 +18,13 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from evals.memory_tasks import MixtureConfig
-from workflows import contamination, corpus, errors, prepare
+from workflows import contamination, corpus, errors, prepare, train
 from workflows.errors import UserError
 from workflows.prepare import DataConfig
 from workflows.shards import load_shards
@@ -260,24 +262,99 @@ def test_a_document_that_spells_the_marker_does_not_end_there(index, folders):
     assert any("<|endoftext|> spelled out" in text for text in texts(shards.train, out))
 
 
-def test_memory_tasks_follow_the_training_text_and_nothing_else(index, folders, tmp_path):
+def test_memory_tasks_lie_between_the_documents_of_the_training_text(index, folders, tmp_path):
     out, cache = folders
     bare = prepare.prepare(SMALL, out, cache)
     mixed = MixtureConfig(n_tokens=20_000, n_people=3, exposures=5)
     meta = prepare.prepare(dataclasses.replace(SMALL, memory_tasks=mixed), tmp_path / "mixed", cache)
     assert {name for name in bare["sha256"] if bare["sha256"][name] != meta["sha256"][name]} == {"train.bin"}
     assert meta["segments"] == bare["segments"]
-    before, after = load_shards(out), load_shards(tmp_path / "mixed")
-    assert np.array_equal(after.train[: len(before.train)], before.train)
-    added = texts(after.train[len(before.train) :], tmp_path / "mixed")
+    shards = load_shards(tmp_path / "mixed")
+    before, after = (texts(s.train, s.path) for s in (load_shards(out), shards))
+    known = set(before)
+    assert [text for text in after if text in known] == before  # whole and in the same order
+    added = [text for text in after if text not in known]
     source = meta["sources"]["memory_tasks"]
     assert source["documents"] == {"train": len(added), "validation": 0, "test": 0}
     assert source["bytes"]["train"] == sum(len(text.encode()) for text in added)
-    assert 0.9 * 20_000 < source["tokens"]["train"] == len(after.train) - len(before.train) <= 20_000
+    assert 0.9 * 20_000 < source["tokens"]["train"] <= 20_000
+    assert sum(s["tokens"]["train"] for s in meta["sources"].values()) == len(shards.train)
     assert sum(task["documents"] for task in meta["memory_tasks"].values()) == len(added)
-    assert meta["memory_tasks"]["bios"] == {"documents": 15}
-    name, _ = mixed.bios.person(2)
-    assert sum(name in text for text in added) == 5
+    name, values = mixed.bios.person(2)
+    assert sum(f"{name} works for the {values['employer']}." in text for text in added) <= 5
+    assert sum(f"{values['employer']}." in text for text in added) == 5
+    where = [i for i, text in enumerate(after) if text not in known]
+    spread = np.histogram(where, bins=5, range=(0, len(after)))[0]
+    assert spread.min() > 0.6 * spread.max()
+
+
+def whole(shards, seq_len: int, epoch: int) -> float:
+    """The share of the memory tasks' documents that lie whole in one training window of an epoch."""
+    windows = train.Windows(shards.train, 1, seq_len, 3, shards.align)
+    windows.batch(epoch * windows.count)
+    starts = np.flatnonzero(np.asarray(shards.train) == 0)
+    stops = np.append(starts[1:], len(shards.train))
+    tokenizer = Tokenizer.from_file(str(shards.path / "tokenizer.json"))
+    found = []
+    for start, stop in zip(starts, stops, strict=True):
+        if start < windows.offset or stop > windows.offset + windows.count * seq_len:
+            continue  # in no window of this epoch
+        if MEMORY.search(tokenizer.decode(shards.train[start + 1 : stop].tolist())):
+            found.append((start - windows.offset) // seq_len == (stop - 1 - windows.offset) // seq_len)
+    assert len(found) > 100
+    return np.mean(found)
+
+
+MEMORY = re.compile(r"^(Phone book|- \w+ is|\w+ -> |f \( |.*magic number|\w+ \w+( ; \w+ \w+)+$|VAR |.*How many)", re.M)
+
+
+@pytest.mark.parametrize("seq_len", [128, 256])
+def test_every_document_of_a_memory_task_is_whole_in_a_window(index, folders, seq_len, monkeypatch):
+    cfg = dataclasses.replace(SMALL, memory_tasks=MixtureConfig(n_tokens=20_000, n_people=3, exposures=5))
+    prepare.prepare(cfg, *folders)
+    shards = load_shards(folders[0])
+    assert shards.align == 128
+    assert [whole(shards, seq_len, epoch) for epoch in range(2)] == [1.0, 1.0]
+    monkeypatch.setattr(type(shards), "align", 1)  # windows from anywhere, as they were
+    assert whole(shards, seq_len, 0) < 0.9
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="seq_len 100 is no multiple of 128"):
+        train.Windows(shards.train, 1, 100, 3, shards.align)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.lists(st.integers(1, 90), min_size=1, max_size=80),
+    documents=st.lists(st.integers(1, 16), max_size=30),
+)
+def test_interleaving(text, documents):
+    """Both streams keep all they have; no document crosses a multiple; only much is too much."""
+    tokens = np.concatenate([[0, *[1] * (n - 1)] for n in text]).astype("<u2")
+    extra = [np.array([0, *[i + 2] * (n - 1)], dtype="<u2") for i, n in enumerate(documents)]
+    while True:
+        try:
+            pieces = list(prepare.interleave(tokens, extra, 16))
+            break
+        except UserError:
+            assert sum(map(len, extra)) > 0.02 * len(tokens)
+            extra.pop()
+    ends = np.cumsum([len(piece) for piece in pieces])
+    position = {id(piece): end - len(piece) for piece, end in zip(pieces, ends, strict=True)}
+    assert np.array_equal(np.concatenate([p for p in pieces if not any(p is e for e in extra)]), tokens)
+    for document in extra:
+        assert position[id(document)] // 16 == (position[id(document)] + len(document) - 1) // 16
+
+
+@pytest.mark.parametrize("sources", [("wiki_lead",), ("wiki_lead", "gcide", "botocore")])
+def test_botocore_is_left_out_of_the_headline(index, folders, sources):
+    corpus.SOURCES["pypi"]["botocore"]["headline"] = False
+    meta = prepare.prepare(dataclasses.replace(SMALL, sources=sources), *folders)
+    assert {name: source["headline"] for name, source in meta["sources"].items()} == {s: s != "botocore" for s in sources}
+    real = yaml.safe_load((ROOT / "workflows" / "configs" / "sources.yaml").read_text())
+    assert [name for name, pin in real["pypi"].items() if not corpus.headline(pin)] == ["botocore"]
+    assert all(corpus.headline(pin) for pin in real["hub"].values())
+    with pytest.raises(UserError, match="sources: name one beside botocore that counts in the headline mean"):
+        DataConfig(sources=("botocore",))
 
 
 @pytest.mark.parametrize(

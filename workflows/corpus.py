@@ -50,6 +50,11 @@ def clean(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def headline(pin: dict) -> bool:
+    """Whether a source counts in the headline mean of the losses; one whose held-out text repeats its training text doesn't."""
+    return pin.get("headline", True)
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,9 +4,9 @@
 
 One stream serves both kinds of corpus (workflows/corpus.py). A document's split is its hash modulo 100 (0 test,
 1 validation, else train) unless the corpus publishes a held-out split. Training documents that share a word n-gram
-with an item of an evaluation set are dropped. The training documents of the memory tasks (evals/memory_tasks.py) follow
-the corpus as one more source: training draws its windows from anywhere in the stream and so meets them evenly. The
-folder `out` appears whole or not at all:
+with an item of an evaluation set are dropped. The training documents of the memory tasks (evals/memory_tasks.py) are one
+more source, spread evenly between the documents of the corpus; none crosses a multiple of `align` tokens, at which training
+cuts its windows, so each is read whole. The folder `out` appears whole or not at all:
 
     train.bin                   little-endian uint16; each document follows one <|endoftext|> (id 0); sources mixed
     validation.bin, test.bin    the same, source after source; meta.json holds the bounds of each in tokens
@@ -25,6 +25,7 @@ import os
 import shutil
 import sys
 import time
+from bisect import bisect, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from evals.memory_tasks import MixtureConfig, mixture
 from workflows import strict
 from workflows.contamination import Contamination
-from workflows.corpus import SOURCES, Document, evaluation_items, hub_documents, pypi_documents, sha256_file
+from workflows.corpus import SOURCES, Document, evaluation_items, headline, hub_documents, pypi_documents, sha256_file
 from workflows.errors import UserError, run
 from workflows.shards import HELDOUT, TOKEN
 
@@ -60,6 +61,7 @@ class DataConfig:
     tokenizer_bytes: int = 16_000_000  # the first so many bytes of training text train the BPE; also the batch
     heldout_bytes: int = 4_000_000  # at most, per source, of validation and of test text
     memory_tasks: MixtureConfig | None = None  # synthetic tasks mixed into the training text
+    align: int = 128  # tokens of the longest document of a memory task; training's seq_len is a multiple of it
 
     def __post_init__(self) -> None:
         corpora = ["pypi", *SOURCES["hub"]]
@@ -71,7 +73,10 @@ class DataConfig:
         if len(set(self.sources)) < len(self.sources):
             raise UserError("sources: each may be named once")
         object.__setattr__(self, "sources", tuple(self.sources) or tuple(allowed))
-        for name, low, high in [("vocab_size", 257, 2**16), ("limit_bytes", 0, None), ("ngram", 2, None)]:
+        if self.corpus == "pypi" and not any(headline(SOURCES["pypi"][source]) for source in self.sources):
+            raise UserError(f"sources: name one beside {', '.join(self.sources)} that counts in the headline mean")
+        whole = [("vocab_size", 257, 2**16), ("limit_bytes", 0, None), ("ngram", 2, None), ("align", 16, None)]
+        for name, low, high in whole:
             value = getattr(self, name)
             if not isinstance(value, int) or value < low or (high and value > high):
                 raise UserError(f"{name} is {value!r}: give a whole number from {low}{f' to {high}' if high else ' up'}")
@@ -143,11 +148,6 @@ def _build(cfg: DataConfig, folder: Path, cache: Path, load_dataset: Callable | 
             train_tokens += _append(train, _encode(tokenizer, batch, "train", ledger))
             _write_facts(facts, batch, "train")
             say(f"wrote {train_tokens / 1e6:.2f} M training tokens")
-        if train_tokens and cfg.memory_tasks:
-            mixed = mixture(cfg.memory_tasks, tokenizer, seed=0)
-            ledger.memory_tasks.update(task for task, _ in mixed)
-            tokens = _append(train, _encode(tokenizer, [Document(MIXED, text) for _, text in mixed], "train", ledger))
-            say(f"wrote {tokens / 1e6:.2f} M tokens of memory tasks")
         segments = {}
         for split in HELDOUT:
             segments[split], start = {}, 0
@@ -158,6 +158,16 @@ def _build(cfg: DataConfig, folder: Path, cache: Path, load_dataset: Callable | 
                     stop = start + _append(file, _encode(tokenizer, heldout[split][source], split, ledger))
                     segments[split][source], start = [start, stop], stop
                     _write_facts(facts, heldout[split][source], split)
+    if cfg.memory_tasks:
+        mixed = mixture(cfg.memory_tasks, tokenizer, seed=0, longest=cfg.align)
+        ledger.memory_tasks.update(task for task, _ in mixed)
+        chunks = _encode(tokenizer, [Document(MIXED, text) for _, text in mixed], "train", ledger)
+        documents = [chunk[start:stop] for chunk in chunks for start, stop in _bounds(chunk)]
+        text = np.memmap(folder / "train.bin", dtype=TOKEN, mode="r")
+        with (folder / "mixed.bin").open("wb") as train:
+            _append(train, interleave(text, documents, cfg.align))
+        os.replace(folder / "mixed.bin", folder / "train.bin")
+        say(f"placed {sum(map(len, documents)) / 1e6:.2f} M tokens of memory tasks between the documents")
     tokenizer.save(str(folder / "tokenizer.json"))
     meta = _meta(cfg, ledger, contamination, segments, tokenizer.get_vocab_size())
     meta["sha256"] = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
@@ -242,6 +252,58 @@ def _append(file, chunks: Iterator[np.ndarray]) -> int:
     return sum(file.write(chunk.tobytes()) for chunk in chunks) // TOKEN.itemsize
 
 
+def _bounds(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First token, an end of text, and end of each document."""
+    start = 0
+    for block in range(0, len(tokens), 2**24):
+        for stop in (np.flatnonzero(tokens[block : block + 2**24] == 0) + block).tolist():
+            if stop:
+                yield start, stop
+            start = stop
+    yield start, len(tokens)
+
+
+def interleave(text: np.ndarray, documents: list[np.ndarray], align: int) -> Iterator[np.ndarray]:
+    """The stream of `text` with `documents` in it, of which none crosses a multiple of `align` tokens.
+
+    They become due at an even pace. One that is due goes between two documents of the text, the longest first that fits
+    before the next multiple. A document of the text is cut, at a multiple, only when many wait or the text nears its end.
+
+    Raises:
+        UserError: there is too little text for them.
+    """
+    waiting: list[tuple[int, int]] = []  # length and index, sorted
+    position = due = 0
+    end = 0.95 * len(text)
+
+    def fitting() -> Iterator[np.ndarray]:
+        nonlocal position
+        while place := bisect(waiting, (align - position % align, len(documents))):
+            length, index = waiting.pop(place - 1)
+            position += length
+            yield documents[index]
+
+    for start, stop in _bounds(text):
+        while due < min(len(documents) * stop / end, len(documents)):
+            insort(waiting, (len(documents[due]), due))
+            due += 1
+        yield from fitting()
+        patience = 16 * align if stop < end else 0
+        while sum(length for length, _ in waiting) > patience and (cut := start + -position % align) < stop:
+            position += cut - start
+            yield text[start:cut]
+            start = cut
+            yield from fitting()
+        position += stop - start
+        yield text[start:stop]
+    yield from fitting()
+    if due < len(documents) or waiting:
+        raise UserError(
+            f"{len(text)} tokens of training text are too few to place {sum(map(len, documents))} of memory tasks in: "
+            "raise limit_bytes or lower memory_tasks.n_tokens"
+        )
+
+
 def _write_facts(file, documents: list[Document], split: str) -> None:
     for document in documents:
         if document.fact:
@@ -254,6 +316,7 @@ def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segment
     sources = {
         source: {
             **pins[source],
+            "headline": headline(pins[source]),
             **_counts(ledger, source),
             "duplicates_removed": ledger.duplicates[source],
             "contaminated_removed": ledger.contaminated[source],
@@ -262,7 +325,8 @@ def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segment
         for source in cfg.sources
     }
     if cfg.memory_tasks:
-        sources[MIXED] = {"licence": "none needed: synthetic, made by evals/memory_tasks.py", **_counts(ledger, MIXED)}
+        licence = "none needed: synthetic, made by evals/memory_tasks.py"
+        sources[MIXED] = {"licence": licence, "headline": False, **_counts(ledger, MIXED)}
     return {
         "config": dataclasses.asdict(cfg) | {"sources": list(cfg.sources)},
         "vocab_size": vocab_size,

@@ -23,6 +23,11 @@ class Shards:
     test: dict[str, np.ndarray]
     meta: dict
 
+    @property
+    def align(self) -> int:
+        """Training windows begin at multiples of this, so that the documents of the memory tasks lie whole in them."""
+        return self.meta["config"]["align"] if self.meta.get("memory_tasks") else 1
+
     def verify(self) -> None:
         """Compare every file with the sha256 in meta.json (reads all of them).
 

@@ -36,14 +36,20 @@ from workflows.shards import Shards, load_shards
 
 
 class Windows:
-    """Non-overlapping windows of the training shard, shuffled anew each epoch by the data seed.
+    """Non-overlapping windows of the training shard, shuffled and shifted anew each epoch by the data seed.
+
+    They begin at multiples of `align`, which no document of a memory task crosses.
 
     Raises:
-        UserError: the shard is shorter than one batch.
+        UserError: the shard is shorter than one batch, or seq_len is no multiple of `align`.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int):
-        self.tokens, self.batch_size, self.seq_len, self.seed = tokens, batch_size, seq_len, seed
+    def __init__(self, tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, align: int = 1):
+        self.tokens, self.batch_size, self.seq_len, self.seed, self.align = tokens, batch_size, seq_len, seed, align
+        if seq_len % align:
+            raise UserError(
+                f"seq_len {seq_len} is no multiple of {align}, at which the data is aligned; set data.align to a divisor"
+            )
         self.count = (len(tokens) - 1) // seq_len - 1
         if self.count < batch_size:
             raise UserError(f"the training shard holds {len(tokens):,} tokens, less than one batch; prepare more text")
@@ -57,7 +63,7 @@ class Windows:
             if epoch != self.epoch:
                 rng = np.random.default_rng((self.seed, epoch))
                 self.epoch, self.order = epoch, rng.permutation(self.count)
-                self.offset = int(rng.integers(self.seq_len))
+                self.offset = int(rng.integers(self.seq_len // self.align)) * self.align
             start = self.offset + int(self.order[place]) * self.seq_len
             rows.append(self.tokens[start : start + self.seq_len + 1])
         batch = torch.from_numpy(np.stack(rows).astype(np.int64))
@@ -93,7 +99,8 @@ class Trainer:
             raise UserError(f"{run.run} is set for {self.cfg.workers} workers, but {self.workers} run; start it with torchrun")
         torch.set_num_threads(self.cfg.threads)
         self.shards: Shards = load_shards(Path(run.data))
-        self.windows = Windows(self.shards.train, self.cfg.batch_size, self.cfg.seq_len, run.seeds["data"])
+        sizes = self.cfg.batch_size, self.cfg.seq_len
+        self.windows = Windows(self.shards.train, *sizes, run.seeds["data"], self.shards.align)
         torch.manual_seed(run.seeds["init"])
         self.model = run.model.build().to(device)
         torch.manual_seed(run.seeds["rest"])
