@@ -283,7 +283,7 @@ def _equivalent_scores(pairs: list[tuple[dict, dict]]) -> Iterator[Finding]:
         if all(map(_near, x, y)) or not np.isfinite([x, y]).all():
             yield _finding("evals", _text(task), "value", x.mean(), y.mean(), "tight", all(map(_near, x, y)))
             continue
-        errors = [math.hypot(a["stderr"], b["stderr"]) for a, b in group]
+        errors = [math.hypot(_error(a), _error(b)) for a, b in group]
         margin = ITEM_MARGIN if task[1] in SCORES else MEAN_MARGIN * float(np.abs([x, y]).mean())
         for (a, b), gap, error in zip(group, x - y, errors, strict=True):
             if abs(gap) - bound * error > margin:
@@ -294,6 +294,14 @@ def _equivalent_scores(pairs: list[tuple[dict, dict]]) -> Iterator[Finding]:
         rule = f"equivalence within {margin:.2g}: {gap.value:+.2g} +- {half:.2g}, {len(group)} runs"
         status = _equivalence(gap.value, half, margin)
         yield Finding("evals", _text(task), "value", _text(x.mean()), _text(y.mean()), rule, status)
+
+
+def _error(row: dict) -> float:
+    """Standard error of a score; of a share of items at least Agresti and Coull's, not 0 where none or all are right."""
+    if row["metric"] not in SCORES:
+        return row["stderr"]
+    share = (row["value"] * row["n"] + 2) / (row["n"] + 4)
+    return float(np.fmax(row["stderr"], math.sqrt(max(share * (1 - share), 0.0) / (row["n"] + 4))))
 
 
 def _equivalence(gap: float, half: float, margin: float) -> str:

@@ -300,6 +300,12 @@ def test_scores_of_another_machine_are_paired_over_runs(tmp_path, metric, here, 
     )
 
 
+def test_none_right_of_a_few_items_is_not_a_certain_score(tmp_path):
+    a = scored(tmp_path / "a", [0.0, 0.5, 0.5, 0.5], n=6, stderr=0.0)
+    b = scored(tmp_path / "b", [0.5, 0.5, 0.5, 0.5], "CPU: two", n=6, stderr=0.0)
+    assert statuses(a, b, "evals") == {"t acc 1": "undecided"}
+
+
 @pytest.mark.parametrize("metric", SCORES)
 def test_every_score_may_move_by_one_item_and_no_mean_may(tmp_path, metric):
     def one(path, name, value):
