@@ -387,7 +387,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "cost": (
         _text("target", "stage or target of the workflow"),
-        _text("run", "run it was spent on, if one", False),
+        _text("run", "run, or batch of runs, it was spent on, if one", False),
         _float("core_seconds", "core s", "processor time"),
         _float("tokens", "tokens", "processed", False),
         _float("flops", "FLOPs", "by the cost formula; training counts three forward passes", False),

@@ -94,14 +94,14 @@ def test_nothing_is_left_to_do(finished):
 
 def test_evaluating_again_trains_nothing(finished):
     results = finished / "results/smoke"
-    gone = [results / "evals.csv", results / "runs/pkm-xs-s0/evals.csv"]
+    gone = [results / "evals.csv", results / "evals/xs.0.csv", results / "runs/pkm-xs-s0/evals.csv"]
     texts = [path.read_text() for path in gone]
     for path in gone:
         path.unlink()
     told = dry_run(finished, "evaluate")
     for path, text in zip(gone, texts, strict=True):
         path.write_text(text)
-    assert dict(re.findall(r"^(\w+) +(\d+)$", told, re.M)) == {"evals": "1", "evaluate": "1", "total": "2"}
+    assert dict(re.findall(r"^(\w+) +(\d+)$", told, re.M)) == {"evals_xs": "1", "evaluate": "1", "total": "2"}
 
 
 def test_config_typo_stops_at_once(finished):

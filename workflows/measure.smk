@@ -57,30 +57,51 @@ if EVALS:
     EVALUATED = [run for run in DEFAULT_RUNS if run in GRID["grid"] or run in CONTROLS]
     MEASURED.append(f"{RESULTS}/evals.csv")
 
-    rule evals:
-        input:
-            RESULTS + "/runs/{run}/model.safetensors",
-        output:
-            RESULTS + "/runs/{run}/evals.csv",
-        benchmark:
-            RESULTS + "/benchmarks/evals.{run}.tsv"
-        wildcard_constraints:
-            run="|".join(map(re.escape, EVALUATED)),
-        resources:
-            gpu=1,
-        params:
-            folder=RESULTS + "/runs/{run}",
-            flags=flags(
-                {("tasks" if k == "suites" else k): v for k, v in EVALS.items()}
-            ),
-            source=fingerprint("evals.harness", "evals.tasks.utils"),
-            tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),
-        shell:
-            "exec {PYTHON} -m evals.harness --run {params.folder} {params.flags} --out {output}"
+    # One process scores up to this many runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
+    # the declared output, so a run that joins a batch, or one that fails, costs the others nothing.
+    EVALS_TOGETHER = 6
+    EVALS_OF = {
+        size: [run for run in EVALUATED if GRID["runs"][run]["size"] == size]
+        for size in dict.fromkeys(GRID["runs"][run]["size"] for run in EVALUATED)
+    }
+    EVALS_BATCHES = {
+        f"{size}.{start // EVALS_TOGETHER}": runs[start : start + EVALS_TOGETHER]
+        for size, runs in EVALS_OF.items()
+        for start in range(0, len(runs), EVALS_TOGETHER)
+    }
+
+    # One rule per size, as in training: the scheduler takes the largest first, so the cores end at nearly the same time.
+    for evals_rank, evals_size in enumerate(sorted(EVALS_OF, key=cost_of)):
+
+        rule:
+            name:
+                f"evals_{evals_size}"
+            input:
+                lambda wildcards: weights_of(EVALS_BATCHES[wildcards.batch]),
+            output:
+                RESULTS + "/evals/{batch}.csv",
+            benchmark:
+                RESULTS + "/benchmarks/evals.{batch}.tsv"
+            wildcard_constraints:
+                batch=re.escape(evals_size) + r"\.\d+",
+            priority: evals_rank
+            resources:
+                gpu=1,
+            params:
+                folders=lambda wildcards: [
+                    f"{RESULTS}/runs/{run}" for run in EVALS_BATCHES[wildcards.batch]
+                ],
+                flags=flags(
+                    {("tasks" if k == "suites" else k): v for k, v in EVALS.items()}
+                ),
+                source=fingerprint("evals.harness", "evals.tasks.utils"),
+                tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),
+            shell:
+                "exec {PYTHON} -m evals.harness --run {params.folders} {params.flags} --out {output}"
 
     rule evaluate:
         input:
-            [f"{RESULTS}/runs/{run}/evals.csv" for run in EVALUATED],
+            [f"{RESULTS}/evals/{batch}.csv" for batch in EVALS_BATCHES],
         output:
             f"{RESULTS}/evals.csv",
         params:
