@@ -6,7 +6,6 @@
 import json
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -30,8 +29,19 @@ PRESET = GRID["preset"]
 RESULTS = f"results/{PRESET}"
 PYTHON = sys.executable
 
-if "gpu" not in workflow.global_resources:
+# Cores of this machine; none with a cluster's executor, where a job asks for what it takes itself.
+CORES = workflow.resource_settings.cores
+MOST_THREADS = CORES or max(
+    run["threads"] * run["workers"] for run in GRID["runs"].values()
+)
+
+# GPUs that a worker asks for: one where this machine has some, or where the preset is for clusters that do.
+GPU = int(GRID["gpu_jobs"] or bool(CORES and GRID["gpus"]))
+if CORES and GRID["gpus"] and "gpu" not in workflow.global_resources:
     workflow.global_resources["gpu"] = GRID["gpus"]
+# Stages that measure time ask for one `timing` and, beside it, for every core: one at a time, and nothing beside them.
+if "timing" not in workflow.global_resources:
+    workflow.global_resources["timing"] = 1
 
 
 rule all:

@@ -48,12 +48,12 @@ inline void narrow(float x, bf16& y) {  // round to nearest even; NaN stays NaN
 
 // ---- selection ------------------------------------------------------------------------------------------------------
 
-// Integers that compare as the floats do. Adding 0 turns -0 into +0, which must tie.
+// Integers that compare as the floats do. Adding 0 turns -0 into +0, which must tie; every NaN is the largest, as in torch.
 inline i32 key_of(float x) {
     x += 0.0f;
     i32 bits;
     std::memcpy(&bits, &x, 4);
-    return bits ^ ((bits >> 31) & 0x7fffffff);
+    return x != x ? 0x7fc00000 : bits ^ ((bits >> 31) & 0x7fffffff);
 }
 inline float float_of(i32 key) {
     i32 bits = key ^ ((key >> 31) & 0x7fffffff);

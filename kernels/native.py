@@ -65,10 +65,10 @@ def _processor():
 
 
 def _cache_dir():
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ultramem"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ultramem"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without HOME and without an entry in passwd
         return Path(tempfile.mkdtemp(prefix="ultramem-"))
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="ultramem-"))
 

@@ -292,6 +292,13 @@ def test_decode_models_are_matched_and_their_tables_dwarf_caches(name):
     assert min(filter(None, own)) > 64e6 or name == "smoke"
 
 
+def test_decode_benchmark_takes_some_of_the_architectures():
+    preset = load_preset("smoke")
+    latency = replace(preset.measure.latency, archs=("dense", "ultramem"))
+    rows = matched.decode_models(replace(preset, measure=replace(preset.measure, latency=latency)))
+    assert [row["arch"] for row in rows] == ["dense", "ultramem"]
+
+
 def test_controls_are_worse_and_better_by_construction(smoke):
     _, group = smoke
     chain = load_chains()["controls"]

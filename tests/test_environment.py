@@ -1,6 +1,8 @@
 """requirements.txt, environment.yml and what is installed agree; the kernels folder is not shadowed."""
 
+import os
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import rattler
 import yaml
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from evals import peers
@@ -16,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pins(lines):
+    """Name -> version, and, of what only some systems have, the marker behind it."""
     found = {}
     for line in lines:
         line = line.split("#")[0].strip()
@@ -23,7 +27,7 @@ def pins(lines):
             requirement = Requirement(line)
             (clause,) = requirement.specifier
             assert clause.operator == "==", f"{line}: pinned exactly, or not at all"
-            found[requirement.name] = clause.version
+            found[requirement.name] = f"{clause.version}; {requirement.marker}" if requirement.marker else clause.version
     return found
 
 
@@ -34,12 +38,19 @@ CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 
 @pytest.mark.parametrize("name", REQUIREMENTS)
 def test_installed_is_pinned(name):
-    assert metadata.version(name).split("+")[0] == REQUIREMENTS[name]
+    version, _, marker = REQUIREMENTS[name].partition("; ")
+    if not marker or Marker(marker).evaluate():
+        assert metadata.version(name).split("+")[0] == version
 
 
 def test_every_import_is_pinned():
     """No module of ours imports a package that requirements.txt leaves to chance."""
-    provided = {"yaml": "pyyaml", "lm_eval": "lm-eval", "rattler": "py-rattler"}
+    provided = {
+        "yaml": "pyyaml",
+        "lm_eval": "lm-eval",
+        "rattler": "py-rattler",
+        "snakemake_interface_executor_plugins": "snakemake",
+    }
     ours = {"models", "kernels", "evals", "workflows", "reports", "tests"} | {path.stem for path in ROOT.glob("tests/*.py")}
     for path in ROOT.glob("*/*.py"):
         if path.parts[-2] in ours:
@@ -61,7 +72,44 @@ def test_conda_holds_the_same_pins():
 def test_torch_is_first_and_exact():
     first = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#"))
     assert first == "torch==2.13.0"
-    assert REQUIREMENTS["triton"] == "3.7.1"
+    assert REQUIREMENTS["triton"] == '3.7.1; sys_platform == "linux"'
+
+
+WITHOUT_TRITON = """
+import importlib, pkgutil, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *rest):
+        return None if name.split(".")[0] == "triton" else self.finder.find_spec(name, *rest)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+import torch
+import kernels, workflows.train, workflows.resolve, evals.latency, evals.harness, evals.claims, reports.build
+from workflows import matched
+from workflows.presets import load_preset
+
+assert kernels._automatic("cuda") == "reference"
+tokens = torch.randint(64, (2, 17))
+for name, config in matched.match_size(load_preset("smoke"), "xs").models.items():
+    model = config.build()
+    loss, aux = model.loss(tokens[:, :-1], tokens[:, 1:])
+    (loss + aux).backward()
+    assert loss.isfinite(), name
+assert "triton" not in sys.modules
+print("trained without triton")
+"""
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_everything_but_the_gpu_kernels_works_without_triton(kernels):
+    """As on macOS, where no triton can be installed."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ULTRAMEM_KERNELS": kernels}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "trained without triton", done.stderr[-2000:]
 
 
 def test_kernels_of_pypi_is_not_installed():

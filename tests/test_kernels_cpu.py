@@ -106,6 +106,27 @@ def test_topm_of_nothing_but_ties_minus_infinity_and_no_tokens(module):
 
 
 @needs_compiler
+def test_native_topm_takes_every_nan_for_the_largest():
+    """As torch.topk does, whatever the sign bit, which hardware sets on the NaN of 0/0."""
+    row = torch.zeros(1, 1, 40)
+    row[0, 0, 7], row[0, 0, 30] = torch.nan, torch.copysign(torch.tensor(torch.nan), torch.tensor(-1.0))
+    for key in (row, -row):
+        score, index = native.product_topm(key, torch.arange(40.0).view(1, 1, 40), 80)
+        assert score[0, 0].isnan().all()
+        assert set((index[0, 0] // 40).tolist()) == {7, 30}
+
+
+def test_cache_folder_without_a_home(monkeypatch):
+    """A container's user without HOME and without an entry in passwd."""
+
+    def homeless(_cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", classmethod(homeless))
+    assert native._cache_dir().is_dir()
+
+
 def test_native_topm_survives_nan():
     row, col = numbers(4, 2, 100), numbers(4, 2, 100, seed=1)
     row[0], row[1, 0, 3], col[2, 1, ::2] = torch.nan, torch.nan, -torch.nan

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -369,6 +370,35 @@ def test_two_workers_train_as_one(tmp_path, corpus, models, arch):
     a, b = (pd.read_csv(folder / "train.csv") for folder in (one, two))
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
     np.testing.assert_allclose(a.aux_loss, b.aux_loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("told", [[1], [0, 1]])
+def test_workers_stop_after_the_same_step(tmp_path, corpus, models, told):
+    """A signal may reach one worker and not the other; both leave, once the checkpoint is whole."""
+    folder = make_run(tmp_path / "two", corpus, models["dense"], workers=2, tokens=10**7, checkpoint_s=1e9)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = ENV | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen(
+            command(folder), env=shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert "step" in workers[0].stdout.readline()
+        for rank in told:
+            workers[rank].send_signal(signal.SIGTERM)
+        said = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [128 + signal.SIGTERM] * 2, said
+    assert said[0].count("stopped by SIGTERM; saved at step") == 1
+    assert "stopped by" not in said[1]
+    assert "Traceback" not in "".join(said)
+    assert checkpoint.read_tensors(folder / "checkpoint.safetensors")[1]["step"] > 0
 
 
 def test_workers_must_be_started(tmp_path, corpus, models):

@@ -2,14 +2,14 @@
 
 
 def flags(options):
-    """Command-line flags of a mapping: a list as several words, a mapping as JSON, nothing for None."""
+    """Words of the command line for a mapping: a list as several, a mapping as JSON, nothing for None; quote with `:q`."""
     words = []
     for key, value in options.items():
         if value is not None:
             value = json.dumps(value) if isinstance(value, dict) else value
             words += [f"--{key.replace('_', '-')}"]
             words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
+    return words
 
 
 rule prepare:
@@ -22,7 +22,7 @@ rule prepare:
         flags=flags(GRID["data_config"]),
         source=fingerprint("workflows.prepare"),
     shell:
-        "exec {PYTHON} -m workflows.prepare {params.flags} --out {output} --cache results/data/wheels"
+        "exec {PYTHON:q} -m workflows.prepare {params.flags:q} --out {output:q} --cache results/data/wheels"
 
 
 # What was prepared travels with the results: licences, counts, hashes.
@@ -32,4 +32,4 @@ rule data_card:
     output:
         f"{RESULTS}/data.json",
     shell:
-        "cp {input}/meta.json {output}"
+        "cp {input:q}/meta.json {output:q}"

@@ -43,7 +43,7 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
     plan_target(config)
     overrides = {key: value for key, value in config.items() if key not in ("preset", *TARGET)}
     name = config.get("preset", DEFAULT_PRESET)
-    load_preset(name, overrides)
+    preset = load_preset(name, overrides)
     chains = load_chains()
     key, path = grid_key(overrides), results / name / "grid.json"
     grid = json.loads(path.read_text()) if path.exists() else {}
@@ -56,9 +56,8 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(lines[-1].removeprefix("error: ") if done.returncode == 2 else done.stderr)
         grid = json.loads(path.read_text())
-    gpus = gpu_count()
-    # Without a GPU the resource must not hold anything back: threads alone limit the jobs.
-    return grid | {"gpus": gpus or 1_000_000, "all_chains": sorted({arm["chain"] for arm in grid["arms"]} & set(chains))}
+    known = sorted({arm["chain"] for arm in grid["arms"]} & set(chains))
+    return grid | {"gpus": gpu_count(), "gpu_jobs": preset.gpu_jobs, "all_chains": known}
 
 
 def environment() -> dict[str, str]:

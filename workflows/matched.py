@@ -131,7 +131,8 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
     for ratio in dict.fromkeys((own.sparse_ratio, *latency.sparse_ratios)):
         rule = dataclasses.asdict(own) | {"sparse_ratio": ratio}
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
-        group = match_size(dataclasses.replace(preset, match=rule, archs=chosen, recipes={}), latency.size)
+        grid = dataclasses.replace(preset.grid, archs=latency.archs)
+        group = match_size(dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}), latency.size)
         for arch, model in group.models.items():
             rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})
     return rows

@@ -37,7 +37,7 @@ rule access:
         runs=COUNTED,
         source=fingerprint("evals.counted"),
     shell:
-        "exec {PYTHON} -m evals.counted --results {RESULTS} --runs {params.runs} --papers --out {output}"
+        "exec {PYTHON:q} -m evals.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
 
 
 rule modelled:
@@ -48,7 +48,7 @@ rule modelled:
         source=fingerprint("evals.roofline"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
-        "exec {PYTHON} -m evals.roofline --out {output.latency} --statements {output.statements}"
+        "exec {PYTHON:q} -m evals.roofline --out {output.latency:q} --statements {output.statements:q}"
 
 
 if EVALS:
@@ -86,7 +86,7 @@ if EVALS:
                 batch=re.escape(evals_size) + r"\.\d+",
             priority: evals_rank
             resources:
-                gpu=1,
+                gpu=GPU,
             params:
                 folders=lambda wildcards: [
                     f"{RESULTS}/runs/{run}" for run in EVALS_BATCHES[wildcards.batch]
@@ -97,7 +97,7 @@ if EVALS:
                 source=fingerprint("evals.harness", "evals.tasks.utils"),
                 tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),
             shell:
-                "exec {PYTHON} -m evals.harness --run {params.folders} {params.flags} --out {output}"
+                "exec {PYTHON:q} -m evals.harness --run {params.folders:q} {params.flags:q} --out {output:q}"
 
     rule evaluate:
         input:
@@ -107,7 +107,7 @@ if EVALS:
         params:
             source=fingerprint("workflows.gather"),
         shell:
-            "exec {PYTHON} -m workflows.gather {RESULTS} --table evals"
+            "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
 
 
 # Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would. Of the same
@@ -125,15 +125,16 @@ if LATENCY:
         benchmark:
             f"{RESULTS}/benchmarks/latency.tsv"
         priority: -1
-        threads: workflow.cores
+        threads: MOST_THREADS
         resources:
-            gpu=GRID["gpus"],
+            gpu=GPU,
+            timing=1,
         params:
             source=fingerprint("evals.latency", "evals.counters"),
         shell:
-            "env THP_MEM_ALLOC_ENABLE=1 {PYTHON} -m evals.latency"
-            " --results {RESULTS} --out {output.steps} --machine {output.machine}"
-            " && exec {PYTHON} -m evals.counters --results {RESULTS} --out {output.counters}"
+            "env THP_MEM_ALLOC_ENABLE=1 {PYTHON:q} -m evals.latency"
+            " --results {RESULTS:q} --out {output.steps:q} --machine {output.machine:q}"
+            " && exec {PYTHON:q} -m evals.counters --results {RESULTS:q} --out {output.counters:q}"
 
 
 # What each stage cost, measured by snakemake, beside what the runs say of themselves.
@@ -146,7 +147,7 @@ rule cost:
     params:
         source=fingerprint("workflows.gather"),
     shell:
-        "exec {PYTHON} -m workflows.gather {RESULTS} --table cost"
+        "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table cost"
 
 
 rule claims:
@@ -161,7 +162,7 @@ rule claims:
             f"{workflow.basedir}/evals", "claims.yaml", "gpus.yaml", "reference/*.csv"
         ),
     shell:
-        "exec {PYTHON} -m evals.claims --results {RESULTS} --out {output}"
+        "exec {PYTHON:q} -m evals.claims --results {RESULTS:q} --out {output:q}"
 
 
 # Not part of the default target; the report shows them once they are made.
@@ -178,33 +179,42 @@ if TARGET and workflow.is_main_process:
 rule plan:
     output:
         f"{RESULTS}/plan.csv",
-    threads: workflow.cores
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
     params:
         target=flags(TARGET),
         source=fingerprint("workflows.plan"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
-        "exec {PYTHON} -m workflows.plan {RESULTS:q} {params.target}"
+        "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
 
 
 rule speed:
     output:
         f"{RESULTS}/speed.csv",
-    threads: workflow.cores
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
     params:
         source=fingerprint("evals.training_speed"),
     shell:
-        "exec {PYTHON} -m evals.training_speed --out {output}"
+        "exec {PYTHON:q} -m evals.training_speed --out {output:q}"
 
 
 rule peers:
     output:
         f"{RESULTS}/peers.csv",
-    threads: workflow.cores
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
     params:
         source=fingerprint("evals.peers"),
     shell:
-        "exec {PYTHON} -m evals.peers --out {output}"
+        "exec {PYTHON:q} -m evals.peers --out {output:q}"
 
 
 rule coordinates:
@@ -213,4 +223,4 @@ rule coordinates:
     params:
         source=fingerprint("evals.coordinates"),
     shell:
-        "exec {PYTHON} -m evals.coordinates --out {output}"
+        "exec {PYTHON:q} -m evals.coordinates --out {output:q}"

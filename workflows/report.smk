@@ -13,4 +13,4 @@ rule report:
         asked_for=contents(RESULTS, "plan.csv", "speed.csv", "peers.csv", "diagnosis.csv", "coordinates.csv"),
         source=fingerprint("reports.build"),
     shell:
-        "exec {PYTHON} -m reports.build --results {RESULTS} --out {output}"
+        "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --out {output:q}"

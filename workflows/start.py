@@ -1,7 +1,7 @@
 """What `make` calls: snakemake with this project's manners. python -m workflows.start [snakemake arguments]
 
-One start at a time in a folder. A workflow that was killed leaves snakemake's lock behind; since our own lock is free, no
-other start is alive and the stale one is removed.
+One start at a time in a folder. A workflow that was killed leaves snakemake's lock behind, which names no owner. It is
+removed when no owner can be alive: our own lock is free, and no snakemake of this machine works in the folder.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from workflows import errors
 from workflows.checkpoint import lock
+from workflows.errors import UserError
 from workflows.grid import environment
 
 
@@ -19,9 +22,31 @@ def snakemake(*args: str) -> int:
     return subprocess.call([sys.executable, "-m", "snakemake", *args], env=environment())
 
 
+def running() -> int | None:
+    """Process number of a snakemake that works in the current folder; processes that may not be looked at are passed over."""
+    for process in psutil.process_iter():
+        try:
+            words = [Path(word).name for word in process.cmdline()[:4]]
+            if "snakemake" in words and process.cwd() == str(Path.cwd()):
+                return process.pid
+        except psutil.Error:
+            continue
+    return None
+
+
 def main() -> int:
+    """Exit code of snakemake.
+
+    Raises:
+        UserError: another start, or a snakemake started without us, is at work in this folder.
+    """
     with lock(Path(".snakemake/start")):
         if any(Path(".snakemake/locks").glob("*")):
+            if owner := running():
+                raise UserError(
+                    f"snakemake runs here already, as process {owner}; wait for it or stop it (kill -INT {owner}), "
+                    "then run the same command again"
+                )
             print("removing the lock of a workflow that was killed", file=sys.stderr)
             snakemake(*sys.argv[1:], "--unlock")
         return snakemake(*sys.argv[1:])

@@ -172,14 +172,25 @@ class Trainer:
                 if self.step == steps:
                     self.score(lr)
                 clock = time.perf_counter()
-            if self.step < steps and (reason := stop.requested()):
+            if self.step < steps and (reason := self.agreed(stop.requested())):
                 self.save()
+                if self.workers > 1:
+                    dist.barrier()  # torchrun kills the others soon after the first one has left
                 name = signal.Signals(reason).name
-                print(f"{self.run.run}: stopped by {name}; saved at step {self.step} of {steps}", file=sys.stderr)
+                if self.rank == 0:
+                    print(f"{self.run.run}: stopped by {name}; saved at step {self.step} of {steps}", file=sys.stderr)
                 raise SystemExit(128 + reason)
             if time.monotonic() - saved >= cfg.checkpoint_s and self.step < steps:
                 self.save()
                 saved, clock = time.monotonic(), time.perf_counter()
+
+    def agreed(self, reason: int) -> int:
+        """The signal that any worker was told to stop by: a signal may reach one of them, but all leave after the same step."""
+        if self.workers == 1:
+            return reason
+        flag = torch.tensor(reason, device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return int(flag)
 
     def update(self) -> tuple[float, float, float, float]:
         """One optimizer step; returns loss, auxiliary loss, gradient norm and learning rate."""

@@ -15,13 +15,19 @@ def cost_of(size):
     )
 
 
+def workers_of(size):
+    return max(GRID["runs"][run]["workers"] for run in runs_of(size))
+
+
+def threads_of(size):
+    runs = [GRID["runs"][run] for run in runs_of(size)]
+    return max(run["threads"] * run["workers"] for run in runs)
+
+
 def launcher(size):
-    workers = max(GRID["runs"][run]["workers"] for run in runs_of(size))
-    return (
-        "workflows.train"
-        if workers == 1
-        else f"torch.distributed.run --standalone --nproc-per-node {workers} -m workflows.train"
-    )
+    alone, workers = ["workflows.train"], workers_of(size)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", workers]
+    return alone if workers == 1 else [*torchrun, "-m", *alone]
 
 
 for size_rank, size_name in enumerate(
@@ -40,16 +46,16 @@ for size_rank, size_name in enumerate(
         wildcard_constraints:
             run="|".join(map(re.escape, runs_of(size_name))),
         priority: size_rank
-        threads: max(GRID["runs"][run]["threads"] for run in runs_of(size_name))
+        threads: threads_of(size_name)
         resources:
-            gpu=max(GRID["runs"][run]["workers"] for run in runs_of(size_name)),
+            gpu=GPU * workers_of(size_name),
         params:
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
             launcher=launcher(size_name),
         shell:
-            "exec {PYTHON} -m {params.launcher} {params.folder} --patience 60"
+            "exec {PYTHON:q} -m {params.launcher:q} {params.folder:q} --patience 60"
 
 
 def tables_of(runs):
@@ -82,7 +88,7 @@ rule gather:
         finished=OTHERS_FINISHED,
         source=fingerprint("workflows.gather"),
     shell:
-        "exec {PYTHON} -m workflows.gather {RESULTS}"
+        "exec {PYTHON:q} -m workflows.gather {RESULTS:q}"
 
 
 PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {
@@ -109,5 +115,5 @@ for part_target, (part_chain, part_rows) in PARTS.items():
             chain=part_chain,
             source=fingerprint("workflows.gather", "reports.build"),
         shell:
-            "{PYTHON} -m workflows.gather {RESULTS} --chain {params.chain} --out {output.tables}"
-            " && {PYTHON} -m reports.build --results {output.tables} --out {output.page}"
+            "{PYTHON:q} -m workflows.gather {RESULTS:q} --chain {params.chain:q} --out {output.tables:q}"
+            " && {PYTHON:q} -m reports.build --results {output.tables:q} --out {output.page:q}"
