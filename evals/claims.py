@@ -225,7 +225,7 @@ def rule(claim: Claim, found: Evidence) -> Verdict:
         notes = [f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}] {why}"]
         if found.n is not None:
             what = {"seeds": "seeds", "items": "items", "timings": "timed steps, p20 to p80"}
-            notes.append(f"{found.n} {what.get(found.kind, 'points')}")
+            notes.append(f"{found.n} {what.get(found.kind, f'points, {found.seeds} seeds')}")
         if verdict == "inconclusive" and needed and found.seeds and needed > found.seeds:
             verdict = "underpowered"
             notes.append(f"{needed} seeds would show {claim.effect:.2g} at this noise")
@@ -254,7 +254,7 @@ def _one_seed(claim: Claim, found: Evidence, needed: int | None) -> list[str]:
         if needed:
             notes.append(f"{needed} seeds would show {claim.effect:.2g} at this noise")
     else:
-        notes.append("no seed was repeated, so there is no interval over seeds and the number of seeds it takes is unknown")
+        notes.append("no seed was repeated for it, so there is no interval over seeds and how many it takes is unknown")
     return notes
 
 

@@ -510,18 +510,19 @@ def latency_ratio(
         if not shared:
             raise NotTested(f"{of} and {against} were not measured at a shared batch")
 
-        def ratio(over: pd.DataFrame, *notes: str) -> Evidence:
+        def ratio(over: pd.DataFrame, slow: bool = False) -> Evidence:
             by_batch = (over.p50_ms / right.p50_ms)[shared]
             if by_batch.isna().all():
                 return Evidence(math.nan, kind="timings")
             at = by_batch.idxmax() if pick == "max" else by_batch.idxmin()
+            notes = [_distance(side.loc[at]) for side in (left, right)] if slow else []
             where = f"{pick} over batches {shared[0]} to {shared[-1]}, at {at}"
-            return _time_ratio(over.loc[at], right.loc[at], where, *(note(left.loc[at]) for note in notes))
+            return _time_ratio(over.loc[at], right.loc[at], where, *notes)
 
         if not of.startswith("moe"):
             return ratio(left)
         perfect = left.assign(**dict.fromkeys(TIMES, left.predicted_ms))
-        return replace(ratio(left, _distance), conservative=ratio(perfect))
+        return replace(ratio(left, slow=True), conservative=ratio(perfect))
 
     return _each_dtype(_timings(results, part, kv), measure)
 
