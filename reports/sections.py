@@ -17,7 +17,8 @@ from reports.page import Cell, Picture, Results, Table, Verdicts, kinds, number
 from reports.scaling import loss_against, scaling
 from reports.training import health, losses, matched, speed, tuning
 
-SIGNS = {"reproduced": "●", "direction only": "◐", "not reproduced": "○", "inconclusive": "◇", "not tested": "–"}
+SIGNS = {"reproduced": "●", "direction only": "◐", "not reproduced": "○", "inconclusive": "◇", "underpowered": "△"}
+SIGNS |= {"ambiguous": "≶", "confounded": "⊗", "modelled against": "◌", "not tested": "–"}
 
 
 def summary(results: Results) -> Iterator:
