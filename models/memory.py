@@ -245,9 +245,10 @@ class Memory(nn.Module):
         """State of the layer on tokens x.
 
         Returns:
-            Share of its window's values used, the most that so few picks could use, KL of their use from uniform (nats), mean top-1 and mean selected score
-            (what multiplies values), output standard deviation, singular values of the core, and recall@m of brute force
-            over the whole grid and over the quadrant that the filter searches (on the first tokens).
+            Share of its window's values used, the most that so few picks could use, KL of their use from uniform (nats),
+            mean top-1 and mean selected score (what multiplies values), output standard deviation, singular values of the
+            core, and recall@m of brute force over the whole grid and over the quadrant that the filter searches (on the
+            first tokens).
         """
         row_THnr, col_THnr = self.scores(x_BTD)
         score_THmh, index_THm = self.select(row_THnr, col_THnr)

@@ -226,3 +226,20 @@ rule coordinates:
         source=fingerprint("evals.coordinates"),
     shell:
         "exec {PYTHON:q} -m evals.coordinates --out {output:q}"
+
+
+# What did not fit, settled by experiments of its own: the arms of the diagnosis chains against their bases.
+DIAGNOSIS = [arm for arm in GRID["arms"] if arm["chain"].startswith("diagnosis_")]
+
+
+rule diagnosis:
+    input:
+        tables_of(arm["run"] for arm in DIAGNOSIS),
+    output:
+        f"{RESULTS}/diagnosis.csv",
+    params:
+        source=fingerprint("workflows.gather", "evals.diagnosis"),
+        readings=contents(workflow.basedir, "evals/diagnosis.yaml"),
+    shell:
+        "{PYTHON:q} -m workflows.gather {RESULTS:q}"
+        " && exec {PYTHON:q} -m evals.diagnosis --results {RESULTS:q} --out {output:q}"
