@@ -332,6 +332,28 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _float("tokens", "tokens", "processed", False),
         _float("flops", "FLOPs", "by the cost formula; training counts three forward passes", False),
     ),
+    "diagnosis": (
+        _text("topic", "chain of the arms; its name begins with `diagnosis_`"),
+        _text("question", "what its arms ask", False),
+        _text("arm", "id of the arm within its chain"),
+        _text("label", "of the arm, in words"),
+        _int("n", "seeds", "behind the loss"),
+        _float("loss", "nats/token", "test loss, mean over seeds", False),
+        _float("delta", "nats/token", "loss minus that of the topic's base arm, paired by seed; empty for the base", False),
+        _float("ci_low", "nats/token", "lower end of the 95 % t interval of delta; empty with one seed", False),
+        _float("ci_high", "nats/token", "upper end of it", False),
+        _text("verdict", "`open` until someone wrote a reading", choices=("bug mended", "finding", "open")),
+        _text("reading", "what the arms say, one sentence", False),
+        _text("runs", "ids of the runs behind the loss, apart by blanks"),
+    ),
+    "coordinates": (
+        ARCH,
+        _text("width_rule", "learning rates of hidden matrices over width, or equal ones", choices=("scaled", "flat")),
+        _int("d_model", "", "width of the residual stream"),
+        _int("step", "", "optimizer steps taken"),
+        _text("where", "`embedding`, `attention.I`, `ffn.I`, `memory.I` (I: block, from 0), `residual` or `logits`"),
+        _float("value", "", "root mean square of the activation"),
+    ),
 }
 
 

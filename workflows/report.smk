@@ -10,7 +10,7 @@ rule report:
     output:
         report(f"reports/{PRESET}.html", category="report", labels={"preset": PRESET}),
     params:
-        asked_for=contents(RESULTS, "plan.csv", "speed.csv", "peers.csv"),
+        asked_for=contents(RESULTS, "plan.csv", "speed.csv", "peers.csv", "diagnosis.csv", "coordinates.csv"),
         source=fingerprint("reports.build"),
     shell:
         "exec {PYTHON} -m reports.build --results {RESULTS} --out {output}"
