@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from reports import figures, published
-from reports.figures import WIDE
 from reports.page import Cell, Missing, Picture, Results, Table, kinds, number
+from reports.style import WIDE, Panel
 
 CONTROLS = "controls"
 
@@ -46,7 +46,7 @@ def chain(results: Results, name: str) -> pd.DataFrame:
     return arms.assign(delta=(arms["val_loss"] - before).where(arms["order"] != arms["order"].min()))
 
 
-def waterfalls(results: Results, prefix: str) -> Iterator[figures.Panel]:
+def waterfalls(results: Results, prefix: str) -> Iterator[Panel]:
     """The cumulative chains of which at least two rows have a loss."""
     for name in dict.fromkeys(results["arms"]["chain"]) if "arms" in results else ():
         rows = chain(results, name)
@@ -109,7 +109,7 @@ def _agreement(ours: float, paper: float) -> Cell:
     return Cell(word, kind=word)
 
 
-def _waterfall(name: str, title: str, arms: pd.DataFrame) -> figures.Panel:
+def _waterfall(name: str, title: str, arms: pd.DataFrame) -> Panel:
     arms = arms[arms["val_loss"].notna()]
     rows = (list(arms["label"]), list(arms["val_loss"]), list(arms["run"]))
     return figures.waterfall(name, *rows, title=title, width=WIDE, height=1.0 + 0.26 * len(arms))

@@ -9,8 +9,8 @@ import pandas as pd
 from evals.memory_tasks import TASKS, BioS
 from reports import figures, published
 from reports.ablations import CONTROLS, chain
-from reports.figures import WIDE, in_order, look
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.style import WIDE, in_order, look
 
 ACCURACIES = ("acc", "len_norm", "acc_norm")
 PUBLISHED = (

@@ -11,8 +11,8 @@ import pandas as pd
 
 from evals.stats import OWN_ROOFLINE
 from reports import figures
-from reports.figures import in_order, key, look, si
 from reports.page import Cell, Facts, Missing, Picture, Results, Table, Text, arch_cell, kinds, number, span
+from reports.style import WIDE, Panel, in_order, key, look, si
 
 SETTING = ["kind", "device", "size", "part", "phase", "context", "kv", "dtype", "threads"]
 PAIRS = (("moe2", "ultramem"), ("moe8", "ultramemv2"))
@@ -43,7 +43,7 @@ def timings(results: Results) -> pd.DataFrame:
     return results.linked(results["latency"].astype({"threads": "float64"}))
 
 
-def batch_panels(frame: pd.DataFrame, name: str, **shape) -> Iterator[figures.Panel]:
+def batch_panels(frame: pd.DataFrame, name: str, **shape) -> Iterator[Panel]:
     """One panel for each setting timed at several batches, each architecture at its most often timed sparse ratio."""
     for place, (title, here, common) in enumerate(_settings(frame)):
         widest = here.groupby(["arch", "sparse_ratio"], as_index=False)["batch"].nunique()
@@ -105,11 +105,11 @@ def _one_kind(results: Results, frame: pd.DataFrame, kind: str) -> Iterator:
     csv, badges = CSV[kind], (*kinds(frame["device"]), kind)
     for device, here in typical(frame).groupby("device"):
         ends = {"measured": "Median; shaded from the 20th to the 80th percentile.", "modelled": "By the roofline model."}
-        panels = list(batch_panels(here, f"{kind}-{figures.key(device)}"))
+        panels = list(batch_panels(here, f"{kind}-{key(device)}"))
         if panels:
             words = f"Time of one step against batch, {kind}. {ends[kind]}"
             yield Picture(csv, words, _context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
-        panels = list(_ratio_panels(here, f"{kind}-{figures.key(device)}"))
+        panels = list(_ratio_panels(here, f"{kind}-{key(device)}"))
         if panels:
             words = f"Time of one step against sparse ratio at fixed activated parameters, {kind}; dense is the dashed line."
             yield Picture(csv, words, _context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
@@ -132,7 +132,7 @@ def typical(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["part"] == "model") & (frame["kv"] == "mha") & (frame["device"] == frame["device"].min())]
 
 
-def _ratio_panels(frame: pd.DataFrame, name: str) -> Iterator[figures.Panel]:
+def _ratio_panels(frame: pd.DataFrame, name: str) -> Iterator[Panel]:
     for place, (title, here, common) in enumerate(_settings(frame)):
         several = here.groupby(["arch", "batch"])["sparse_ratio"].transform("nunique") > 2
         for batch in sorted(here.loc[several, "batch"].unique()):
@@ -164,7 +164,7 @@ def _speed_up_map(frame: pd.DataFrame, kind: str, badges: tuple[str, ...]) -> It
         cells, words = (here.pivot(index="row", columns="batch", values=name).reindex(**order) for name in ("value", "text"))
         where = f"{device.partition(': ')[2]}, {dtype}" + (f", {threads:.0f} thr" if threads == threads else "")
         title = f"{look(moe).label} over {look(memory).label}\n{kind}, {where}"
-        shape = {"title": title, "x_label": "batch", "width": figures.WIDE, "height": 1.0 + 0.27 * len(cells)}
+        shape = {"title": title, "x_label": "batch", "width": WIDE, "height": 1.0 + 0.27 * len(cells)}
         panels.append(figures.heat(f"map-{kind}-{len(panels)}", cells, words.fillna(""), **shape))
     if panels:
         words = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evals import schema
-from reports.figures import ORDER, Look, Panel, anchor, in_order, key, look, si
+from reports.style import ORDER, Look, Panel, anchor, in_order, key, look, si
 from workflows.errors import UserError
 
 FILES = {name: name for name in schema.TABLES} | {"latency_modelled": "latency", "access_hardware": "access", "peers": "speed"}

@@ -7,13 +7,14 @@ import pandas as pd
 
 from evals import stats
 from reports import figures, published
-from reports.figures import Series, in_order, look
+from reports.figures import Series
 from reports.page import Cell, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.style import Panel, in_order, key, look
 
 LOSS = "validation loss (nats/token)"
 
 
-def loss_against(results: Results, name: str, column: str, words: str, title: str) -> figures.Panel:
+def loss_against(results: Results, name: str, column: str, words: str, title: str) -> Panel:
     """Mean loss of the comparison's sizes, joined by architecture."""
     values = {"loss": ("val_loss", "mean"), "low": ("val_loss", "min"), "high": ("val_loss", "max"), "run": ("run", "first")}
     frame = results.grid.groupby(["arch", "size"], as_index=False).agg(**{column: (column, "mean")}, **values)
@@ -73,7 +74,7 @@ def _axes(results: Results) -> Iterator[tuple[str, list[Series]]]:
             points["sparse_ratio"] = points["sparse_params"] / points["active_params"]
             line = points["label"].str.partition(",")[0].where(points["label"].str.contains(","), "")
             points = points.assign(
-                x=points[column].astype(float), line=line.where(line.map(figures.key) != points["arch"].map(figures.key), "")
+                x=points[column].astype(float), line=line.where(line.map(key) != points["arch"].map(key), "")
             )
             yield words, _series(points, fit)
 

@@ -11,11 +11,15 @@ import pandas as pd
 from reports.ablations import ablations, waterfalls
 from reports.access import access
 from reports.evaluation import evaluations
+from reports.health import health
 from reports.latency import CSV, batch_panels, latency, timings, typical
 from reports.ledger import cost, data, provenance
+from reports.losses import losses
+from reports.matched import matched
 from reports.page import Cell, Picture, Results, Table, Verdicts, kinds, number
 from reports.scaling import loss_against, scaling
-from reports.training import health, losses, matched, speed, tuning
+from reports.sensitivity import tuning
+from reports.speed import speed
 
 SIGNS = {"reproduced": "●", "direction only": "◐", "not reproduced": "○", "inconclusive": "◇", "not tested": "–"}
 

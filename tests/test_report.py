@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from synthetic_folder import ARCHS, SIZES, folder, run_row
 
 from evals import schema, stats
-from reports import build, evaluation, figures, latency, published, scaling, sections
+from reports import build, evaluation, figures, latency, published, scaling, sections, style
 from reports import page as parts
 from workflows.errors import UserError
 
@@ -37,7 +37,7 @@ def page(results) -> str:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures hold their axes' labels alone: laying one out and saving it is most of what a page costs."""
-    monkeypatch.setattr(figures, "svg", lambda name, alt, figure: f'<svg aria-label="{html.escape(alt)}"></svg>')
+    monkeypatch.setattr(style, "svg", lambda name, alt, figure: f'<svg aria-label="{html.escape(alt)}"></svg>')
 
 
 def section(page: str, name: str) -> str:
@@ -319,10 +319,10 @@ def test_every_loss_leads_to_its_run(page, results):
     assert set(targets) <= set(ids), sorted(set(targets) - set(ids))[:5]
     for row in schema.read(results / "runs.csv", "runs").itertuples():
         if row.run.endswith("-s0") and row.run.split("-")[0] in ARCHS:
-            assert f'<a href="#{figures.anchor(row.run)}"><b>{row.val_loss:.3f}</b>' in page or (
-                f'<a href="#{figures.anchor(row.run)}">{row.val_loss:.3f}' in page
+            assert f'<a href="#{style.anchor(row.run)}"><b>{row.val_loss:.3f}</b>' in page or (
+                f'<a href="#{style.anchor(row.run)}">{row.val_loss:.3f}' in page
             )
-            assert f'<tr id="{figures.anchor(row.run)}"' in page
+            assert f'<tr id="{style.anchor(row.run)}"' in page
 
 
 def test_numbers_of_the_tables_are_those_of_the_csvs(results, page):
