@@ -27,6 +27,7 @@ def run_row(run: str, arch: str, size: str, seed: int, loss: float, **change) ->
     made = {"run": run, "preset": "synthetic", "arch": arch, "size": size, "seed": seed, "d_model": d_model, "n_layers": 4}
     made |= {"params": params, "active_params": active, "sparse_params": params - active, "flops_per_token": 2.0 * active}
     made |= {"tokens": 2_000_000, "train_loss": loss - 0.1, "val_loss": loss, "val_bpb": loss / 2.8, "steps": 488}
+    made |= {"test_loss": loss, "test_bpb": loss / 2.8, "value_optimizer": "" if arch in ("dense", "moe2", "moe8") else "rows"}
     made |= {"tokens_per_s": 9e5 / d_model, "core_seconds": 2.2 * d_model, "wall_s": 2.3 * d_model, "precision": "bf16"}
     made |= {"device": DEVICE, "status": "finished", "config_sha": "c0ffee" * 8, "git_commit": "0123456789abcdef" * 2}
     return row("runs", **(made | {"threads": 1, "git_dirty": False} | change))
@@ -223,12 +224,20 @@ def folder(path: Path, seeds: int = 1) -> Path:
             tables[table].append(row("speed", **timed))
     for place, verdict in enumerate(VERDICTS * 5):
         claim = {"id": f"C{place + 1}", "paper": ("P1", "P2", "blog")[place % 3], "source": "table 1", "verdict": verdict}
+        claim |= {"kind": ("trained", "measured", "modelled", "arithmetic")[place % 4], "test": f"C{place + 1}"}
         claim |= {
             "statement": f"Claim {place}: <b>memory</b> & experts reach the same loss at equal compute.",
             "metric": "a - b",
         }
         claim |= {"reason": "The interval of the paired difference over three seeds holds zero.", "published": "−0.02"}
-        found = {"value": -0.01, "ci_low": -0.03, "ci_high": 0.01, "n": 3, "runs": "dense-d64-s0 pkm-d64-s0 elsewhere-s0"}
+        found = {
+            "value": -0.01,
+            "ci_low": -0.03,
+            "ci_high": 0.01,
+            "n": 3,
+            "n_needed": 5,
+            "runs": "dense-d64-s0 pkm-d64-s0 elsewhere-s0",
+        }
         tables["claims"].append(row("claims", **claim, **(found if verdict != "not tested" else {}), scale="d256, 2 M tokens"))
     tables["cost"] += [
         row("cost", target=target, core_seconds=seconds) for target, seconds in (("data", 90.0), ("latency", 240.0))
