@@ -249,6 +249,12 @@ def _row(claim: Claim, evidence: Evidence | None, verdict: Verdict, results: Res
     return row
 
 
+def counts(frame: pd.DataFrame) -> list[dict]:
+    """STAND-IN until h-rulings is merged."""
+    groups = frame.groupby(["kind", "verdict"], sort=False)
+    return [{"kind": k, "verdict": v, "claims": len(g), "tests": g["test"].nunique()} for (k, v), g in groups]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="rule on every claim of the ledger")
     parser.add_argument("--results", type=Path, required=True, help="a results folder, e.g. results/cpu")

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from reports import figures, published
-from reports.latency import PAIRS, PARTS
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
 from reports.style import Panel, anchor, in_order, key, look
+from reports.timings import PAIRS, PARTS
 
 KINDS = {"declared-worst": "worst case", "declared-expected": "expected", "counted": "counted", "hardware": "GPU counter"}
 SETTING = ["size", "part", "kv", "context", "dtype"]

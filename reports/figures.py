@@ -50,27 +50,37 @@ def curves(
     levels: pd.DataFrame | None = None,
     published: pd.DataFrame | None = None,
     blind: tuple[float, float] | None = None,
+    lines: str = "",
+    marks: pd.DataFrame | None = None,
 ) -> str:
     """`y` against `x`, one line for each value of `by`; `log` names the logarithmic axes ("x", "y", "xy").
+
+    `lines` names a column whose values, in their order, are drawn solid and filled, dashed and open, dotted and open, a
+    line each; the points of `marks` (`x`, `y`) are ringed.
 
     `band` names the columns of the interval to shade; `levels` (arch, `y`) and a blind guess's (`y`, half width) are
     drawn across; `published` (arch, `x`, `y`) are hollow points. Where `frame` has a column `run`, its points link to it
     unless it is empty.
     """
+    by = (*by, lines) if lines and lines not in by else by
+    strokes = list(dict.fromkeys(frame[lines])) if lines else [""]
     few = frame.groupby(list(by)).size().max() <= 12
     archs = in_order(frame["arch"])
     for _, line in sorted(frame.groupby(list(by)), key=lambda item: archs.index(item[1]["arch"].iloc[0])):
         line, this = line.sort_values(x), look(line["arch"].iloc[0])
-        axes.plot(line[x], line[y], color=this.colour)
+        stroke = strokes.index(line[lines].iloc[0]) if lines else 0
+        axes.plot(line[x], line[y], color=this.colour, linestyle=DASHES[stroke % len(DASHES)])
         if band:
             axes.fill_between(line[x], line[band[0]], line[band[1]], color=this.colour, alpha=0.12, linewidth=0)
         if few:
-            markers(axes, line[x], line[y], this, line.get("run", ()))
+            markers(axes, line[x], line[y], this, line.get("run", ()), solid=not stroke)
     for _, level in (levels if levels is not None else frame[:0]).iterrows():
         axes.axhline(level[y], color=look(level["arch"]).colour, linestyle=(0, (4, 3)), linewidth=1.2)
     if blind:
         axes.axhspan(blind[0] - blind[1], blind[0] + blind[1], color=MUTED, alpha=0.15, linewidth=0)
         axes.axhline(blind[0], color=INK, linestyle=(0, (1, 2)), linewidth=1.2)
+    if marks is not None:
+        axes.scatter(marks[x], marks[y], 130, facecolors="none", edgecolors=INK, linewidths=1.1, zorder=4)
     hollow(axes, published, x, y)
     scales(axes, log)
     if "x" not in log and frame[x].nunique() <= 4:
@@ -181,21 +191,32 @@ def waterfall(axes: Axes, labels: list[str], losses: list[float], runs: list[str
     axes.annotate(f"{losses[0]:.3f}", (losses[0], places[0]), offset, **AFTER, ha=side)
     axes.use_sticky_edges = False
     axes.margins(x=0.1)
-    labelled(axes, places, labels, title, "validation loss (nats/token)")
-    return f"{title}: validation loss after each step, from {losses[0]:.3f} to {losses[-1]:.3f}"
+    labelled(axes, places, labels, title, "test loss (nats/token)")
+    return f"{title}: test loss after each step, from {losses[0]:.3f} to {losses[-1]:.3f}"
 
 
 @panel
-def changes(axes: Axes, labels: list[str], ours: list[float], paper: list[float], runs: list[str], *, title: str) -> str:
-    """The change each step makes: ours as a bar, the paper's as a diamond."""
+def changes(
+    axes: Axes,
+    labels: list[str],
+    ours: list[float],
+    paper: list[float],
+    runs: list[str],
+    *,
+    title: str,
+    spread: list[tuple[float, float]] = (),
+) -> str:
+    """The change each step makes: ours as a bar with the interval `spread` (low, high), the paper's as a diamond."""
     places = range(len(labels))[::-1]
+    for place, ends in zip(places, spread, strict=False):
+        axes.plot(ends, [place, place], color=INK, linewidth=1, zorder=3)
     for bar, run in zip(axes.barh(places, ours, 0.62, color=[LOSS if x > 0 else GAIN for x in ours]), runs, strict=True):
         bar.set_url(link(run))
     axes.plot(paper, places, "D", color=INK, markersize=5, markeredgecolor=PAPER, linestyle="none")
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.use_sticky_edges = False
-    labelled(axes, places, labels, title, "change of validation loss (nats/token)")
-    return f"{title}: change of validation loss by step, ours as bars and the paper's as diamonds"
+    labelled(axes, places, labels, title, "change of test loss (nats/token)")
+    return f"{title}: change of test loss by step, ours as bars and the paper's as diamonds"
 
 
 @panel
@@ -210,7 +231,7 @@ def dots(axes: Axes, frame: pd.DataFrame, *, title: str, x_label: str) -> str:
         axes.errorbar(rows["value"], places, xerr=rows["stderr"], fmt="none", ecolor=this.colour, elinewidth=1)
         points = axes.scatter(rows["value"], places, 22, this.colour, this.marker, edgecolors=PAPER, linewidths=0.5, zorder=3)
         points.set_urls([link(run) for run in rows["run"]])
-    for task, chance in frame.groupby("task")["chance"].first().items():
+    for task, chance in frame.dropna(subset=["chance"]).groupby("task")["chance"].first().items():
         place = len(tasks) - 1 - tasks.index(task)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=1.4)
     labelled(axes, range(len(tasks))[::-1], tasks, title, x_label)

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 
-from reports.page import Results, Table, Text
+import pandas as pd
+
+from reports.page import Cell, Missing, Results, Table, Text, arch_cell, number
+from reports.style import key, si
 
 
 def matched(results: Results) -> Iterator:
@@ -28,3 +31,33 @@ def matched(results: Results) -> Iterator:
         *results.listing("matched_compute", frame, names.split()),
         ("declared",),
     )
+    yield from _conventions(frame)
+
+
+def _conventions(frame: pd.DataFrame) -> Iterator:
+    """FLOPs per token with the head and with the selection counted in: what the papers' definition leaves out."""
+    if not {"head_flops", "selection_flops"} <= set(frame) or frame["head_flops"].isna().all():
+        yield Missing("Not counted in this run: matched_compute.csv has no FLOPs of the head and of the selection.")
+        return
+    frame = frame.assign(
+        selected=frame["flops_per_token"] + frame["selection_flops"].fillna(0),
+        headed=frame["flops_per_token"] + frame["head_flops"],
+        whole=frame["flops_per_token"] + frame["selection_flops"].fillna(0) + frame["head_flops"],
+    )
+    dense = frame[(frame["role"] == "matched") & (frame["arch"].map(key) == "dense")].drop_duplicates("size").set_index("size")
+    rows = []
+    for row in frame.itertuples():
+        counts = (row.flops_per_token, row.selection_flops, row.head_flops, row.selected, row.headed, row.whole)
+        cells = [Cell(si(value, 4), None if pd.isna(value) else float(value), number=True) for value in counts]
+        for column in ("flops_per_token", "selected", "headed", "whole"):
+            base = dense[column].get(row.size, float("nan"))
+            cells.append(number(getattr(row, column) / base - 1, "+.2%"))
+        rows.append([Cell(row.size), arch_cell(row.arch), Cell(row.role), *cells])
+    words = "FLOPs per token by other conventions of counting. Matched are those of the papers: no tied head, no selection "
+    words += (
+        "(filter, m × m cross and rescoring of a memory). The last four columns are against the dense model of the size, by "
+    )
+    words += "each convention: what the papers' definition leaves out is not equal between architectures."
+    header = ["size", "architecture", "role", "FLOPs", "selection", "head", "with selection", "with head", "with both"]
+    header += ["against dense", "with selection", "with head", "with both"]
+    yield Table("matched_compute.csv", words, "", header, rows, ("declared",))

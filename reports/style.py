@@ -107,6 +107,11 @@ def si(value: float, digits: int = 3) -> str:
     return f"{value / 1000**power:.{digits}g} {' kMGTP'[power]}".strip()
 
 
+def interval(low: float, high: float, form: str = ".3f") -> str:
+    """'−0.02 … 0.01', or a dash where there is none."""
+    return "–" if pd.isna(low) or pd.isna(high) else f"{low:{form}} … {high:{form}}".replace("-", "−")
+
+
 def anchor(run: str) -> str:
     """The id of a run's row in the provenance table."""
     return "run-" + re.sub(r"[^\w.-]", "_", run)

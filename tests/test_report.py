@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from synthetic_folder import ARCHS, SIZES, folder, run_row
+from synthetic_fair import folder
+from synthetic_folder import ARCHS, SIZES, run_row
 
 from evals import schema, stats
 from reports import build, evaluation, figures, latency, published, scaling, sections, style
