@@ -50,7 +50,7 @@ def _loss(results: Results, memory: str, means: pd.DataFrame) -> str:
     here = results.grid[results.grid["size"] == size]
     ours, moes = here[here["arch"] == memory], [arch for arch in means if role(arch) == "moe"]
     gap = contrast(results, here[here["arch"] == moe], ours)
-    rivals = f"{look(moe).label}{', the best of the MoEs here' if len(moes) > 1 else ''}"
+    rivals = f"{look(moe).label}{', the best MoE here,' if len(moes) > 1 else ''}"
     told = f"{_gap(gap)} nats below {rivals}"
     dense = contrast(results, here[here["arch"].map(role) == "dense"], ours)
     told += f" and {_gap(dense)} below dense" if dense else ""
@@ -114,7 +114,7 @@ def _decoding(results: Results, memory: str | None) -> str | None:
     pairs = max(settings, key=lambda here: (here["batch"].nunique(), here["dtype"].iloc[0] == "bf16"))
     row = pairs.iloc[(pairs["batch"] - BATCH).abs().argmin()]
     who, moe = look(row["arch"]).label, look(row["arch_moe"]).label
-    even = "" if pd.isna(row["conservative"]) else f"; {row['conservative']:.1f}x even if it ran at its roofline"
+    even = "" if pd.isna(row["conservative"]) else f", {row['conservative']:.1f}x even if it ran at its roofline"
     if row["value"] <= 1:
         lead = f"{who} does not decode faster"
     elif row["conservative"] > 1:
@@ -122,7 +122,7 @@ def _decoding(results: Results, memory: str | None) -> str | None:
     else:
         lead = f"{who} decodes faster than our mixture of experts, which shows nothing of a perfect one"
     counted = row["bytes_counted_moe"] / row["bytes_counted"]
-    reads = "" if pd.isna(counted) else f", reading {counted:.1f}x the bytes"
+    reads = "" if pd.isna(counted) else f", and reads {counted:.1f}x the bytes"
     values, batches = pairs["value"], pairs["batch"]
     span = f"{values.min():.1f}x to {values.max():.1f}x over batches {batches.min()} to {batches.max()}"
     where = f"{row['device'].partition(':')[0]}, {row['dtype']}, p20 to p80 in brackets"

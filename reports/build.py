@@ -2,7 +2,7 @@
 
 `python -m reports.build --results results/cpu --out reports/cpu.html`
 
-The same CSVs give the same bytes, on any machine: neither models nor the trainer are imported.
+The same CSVs give the same bytes, on any machine: neither torch nor the trainer is imported.
 """
 
 import argparse

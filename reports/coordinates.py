@@ -63,9 +63,10 @@ def _verdict(found: pd.DataFrame, step: int) -> str:
         return f"All {len(found)} slopes of log activation against log width are {within}: the check holds."
     worst = off.loc[off["slope"].abs().idxmax()]
     names = ", ".join(look(arch).label for arch in in_order(off["arch"]))
+    lie = "is" if len(off) == 1 else "are"
     slope = f"{worst['slope']:+.2f}".replace("-", "−")
     return (
-        f"{len(off)} of {len(found)} slopes of log activation against log width are not {within} ({names}; the largest is "
+        f"{len(off)} of {len(found)} slopes of log activation against log width {lie} not {within} ({names}; the largest is "
         f"{slope}, {look(worst['arch']).label}, {worst['where']}): there the check fails."
     )
 

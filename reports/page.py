@@ -29,7 +29,7 @@ WRITER = {
     "plan": "“snakemake plan” writes it",
     "cost": "the gathering stage writes it",
     "diagnosis": "“python -m evals.diagnosis” writes it",
-    "coordinates": "“python -m evals.coordinates” writes it",
+    "coordinates": "“snakemake coordinates” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 

@@ -43,7 +43,7 @@ def says(change: Interval) -> str:
 
 def sentences(results: Results) -> list[str]:
     """One sentence for each memory that does not beat all of its placebos, or one that says that all do."""
-    found, said = compared(results), []
+    found, said, undecided = compared(results), [], []
     for arch in in_order(arch for arch, *_ in found):
         lost = [(placebo, change) for name, placebo, _, _, change in found if name == arch and says(change) != "beats it"]
         sure = [f"{placebo} ({_signed(change)})" for placebo, change in lost if change.bounded]
@@ -53,8 +53,9 @@ def sentences(results: Results) -> list[str]:
             end = "where a row lies does not matter, as expected" if harmless else "its loss is no evidence of memory"
             said.append(f"{look(arch).label} does not beat its {few} {', '.join(sure)}: {end}.")
         elif lost:
-            names = ", ".join(placebo for placebo, _ in lost)
-            said.append(f"{look(arch).label} against {names} has one seed and no spread over seeds: undecided.")
+            undecided.append(look(arch).label)
+    if undecided:
+        said.append(f"Placebos of {', '.join(undecided)}: one seed and no spread over seeds, so nothing is decided.")
     if found and not said:
         names = ", ".join(look(arch).label for arch in in_order(arch for arch, *_ in found))
         said = [f"Every memory beats each of its placebos ({names})."]

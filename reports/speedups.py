@@ -60,7 +60,7 @@ def speed_up_map(frame: pd.DataFrame, kind: str, badges: tuple[str, ...]) -> Ite
     measured = kind == "measured"
     panels = list(_maps(pairs, kind, "value", kind))
     if measured:
-        panels += _maps(pairs[pairs["conservative"].notna()], kind, "conservative", "conservative")
+        panels += _maps(pairs[pairs["conservative"].notna()], kind, "conservative", f"conservative, {kind}")
     words = f"Speed-up, {kind}: time of MoE over time of the memory layer by batch and sparse ratio (row: size, cache, ratio). "
     words += "Above 1 (blue) the memory layer is faster."
     words += " Conservative: the roofline of MoE, what a perfect one would take here, in the place of its time." * measured
