@@ -1,7 +1,8 @@
 """What the papers and their summaries state of latency, beside what the roofline gives for the papers' own sizes.
 
 A statement holds if the model bears it out with the full key-value cache, "only with small KV traffic" if it does with
-1/8 of the key-value heads or without a cache. The criterion stands in code beside each. Nothing here was measured.
+1/8 of the key-value heads or without a cache, else it is "modelled against": a model of bytes, products and launches
+refutes no measurement. The criterion stands in code beside each. Nothing here was measured.
 `python -m evals.roofline --statements FILE.csv` writes them.
 """
 
@@ -15,7 +16,7 @@ from evals.access import EXPANSION, P1_SIZES, Model, folded, p1, resident, v2
 from evals.roofline import EXPERTS, VARIANTS, Device, decode, step
 from models.cost import Part
 
-VERDICTS = ("holds", "holds only with small KV traffic", "contradicted")
+VERDICTS = ("holds", "holds only with small KV traffic", "modelled against")
 COLUMNS = ("device", "id", "statement", "published", "modelled", "verdict")
 CACHES = {"mha": "full cache", "gqa": "1/8 of the key-value heads", "none": "no cache"}
 BATCHES = tuple(2**i for i in range(11))

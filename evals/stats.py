@@ -356,6 +356,59 @@ def line_r2(x: Sequence[float], y: np.ndarray, line: Sequence[Hashable] | None =
     return np.divide((y_in @ x_in) ** 2 / (x_in @ x_in), total, out=np.ones_like(total), where=total > 0)
 
 
+def line_slope(
+    x: Sequence[float],
+    values: Sequence[Mapping[int, float]],
+    blocks: Sequence[Hashable],
+    line: Sequence[Hashable] | None = None,
+    seed_noise: Noise | None = None,
+) -> Interval:
+    """b of y = a - b log10(x) through the means of `values` (by seed) at each x, one a for each line, with its interval.
+
+    The interval is that of `contrast` (method "seed noise"), or, where no seed was repeated, the t interval of what the
+    lines leave ("residuals of the line"). `n` counts seeds.
+    """
+    weights = line_weights(x, line)
+    terms = [Term(w, by_seed, block) for w, by_seed, block in zip(weights, values, blocks, strict=True)]
+    found = contrast(terms, seed_noise)
+    if found.bounded:
+        return replace(found, method="seed noise")
+    y, method = np.array([np.mean(list(by_seed.values())) for by_seed in values]), "residuals of the line"
+    freedom = len(y) - len(set([0] if line is None else line)) - 1
+    if freedom < 1:
+        return replace(found, method=method)
+    points = pd.DataFrame({"x": np.log10(_finite(x)), "y": y, "line": 0 if line is None else list(line)})
+    left = points.y + found.value * points.x
+    left -= left.groupby(points.line).transform("mean")
+    error = math.sqrt(float((left**2).sum()) / freedom * float((weights**2).sum()))
+    return replace(_t_interval(found.value, error, 1, freedom, method), n=found.n)
+
+
+def line_r2_interval(
+    x: Sequence[float],
+    values: Sequence[Mapping[int, float]],
+    line: Sequence[Hashable] | None = None,
+    seed_noise: Noise | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """`line_r2` of the means of `values`, its interval by bootstrap: every run gets the deviation of some repeated seed."""
+    y = np.array([np.mean(list(by_seed.values())) for by_seed in values])
+    r2, n = float(line_r2(x, y, line)), min(map(len, values))
+    if seed_noise is None:
+        return Interval(r2, math.nan, math.nan, n, "one seed")
+    rng = np.random.default_rng(0)
+    moved = [rng.choice(seed_noise.deviations, (RESAMPLES, len(by_seed))).mean(axis=1) for by_seed in values]
+    low, high = np.quantile(line_r2(x, y + np.stack(moved, axis=1), line), [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(r2, float(low), float(high), n, "seed bootstrap")
+
+
+def share(value: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson interval of a share of n trials, inside [0, 1]; too wide where a trial is itself a mean of picks."""
+    hits, tail = value * n, 0.5 - level / 2
+    low = float(distributions.beta.ppf(tail, hits, n - hits + 1)) if hits > 0 else 0.0
+    return low, float(distributions.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+
+
 def slope(
     runs: pd.DataFrame, seed_noise: Noise | None = None, y: str = "test_loss", x: str = "active_params"
 ) -> Interval | NotALaw:
@@ -379,12 +432,8 @@ def slope(
         return problem
     if seed_noise is None:
         seed_noise = noise(pd.DataFrame({"config": runs[x], "seed": runs.seed, "block": runs[x], "value": runs[y]}))
-    if seed_noise is None:
-        fit = log_linear(list(sizes), [float(np.mean(list(by_seed.values()))) for by_seed in sizes.values()])
-        return replace(fit.interval("b"), method="residuals of the line")
-    weights = line_weights(list(sizes))
-    terms = [Term(w, by_seed, block=at) for w, (at, by_seed) in zip(weights, sizes.items(), strict=True)]
-    return replace(contrast(terms, seed_noise), n=len(sizes), method="seed noise")
+    found = line_slope(list(sizes), list(sizes.values()), list(sizes), seed_noise=seed_noise)
+    return replace(found, n=len(sizes))
 
 
 def slopes(runs: pd.DataFrame, y: str = "test_loss") -> dict[str, Interval | NotALaw]:

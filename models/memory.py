@@ -217,7 +217,7 @@ class Memory(nn.Module):
         use_N = torch.bincount(row_TM.flatten(), minlength=self.window.rows).to(torch.float64)
         share_N, reach = use_N / use_N.sum(), self.window.side**2
         weight_THmh = self.weigh(score_THmh).view_as(score_THmh)
-        sample = max(1, min(64, 2**24 // self.axis**2))
+        sample = recall_tokens(self.axis)
         grid, searched = recall(self.selector, row_THnr[:sample], col_THnr[:sample], index_THm[:sample])
         return {
             "used_share": (use_N > 0).sum().item() / reach,
@@ -229,6 +229,11 @@ class Memory(nn.Module):
             "recall_quadrant": searched,
             **self.selector.spectrum(),
         }
+
+
+def recall_tokens(n_keys: int) -> int:
+    """Tokens whose recall `health` measures in a layer of n_keys keys per axis: brute force takes n_keys**2 scores each."""
+    return max(1, min(64, 2**24 // n_keys**2))
 
 
 def recall(selector: nn.Module, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> tuple[float, float]:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from evals.evidence import PAIRS
 from reports import figures, published
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
 from reports.style import Panel, anchor, in_order, key, look
-from reports.timings import PAIRS, PARTS
+from reports.timings import PARTS
 
 KINDS = {"declared-worst": "worst case", "declared-expected": "expected", "counted": "counted", "hardware": "GPU counter"}
 SETTING = ["size", "part", "kv", "context", "dtype"]
@@ -67,7 +68,7 @@ def ratios(whole: pd.DataFrame) -> pd.DataFrame:
     means = whole.assign(key=whole["arch"].map(key)).groupby([*keys, "key"], as_index=False, sort=False)["bytes"].mean()
     pairs = []
     for moe, memory in PAIRS:
-        both = means[means["key"] == moe].merge(means[means["key"] == memory], on=keys, suffixes=("", "_memory"))
+        both = means[means["key"] == key(moe)].merge(means[means["key"] == key(memory)], on=keys, suffixes=("", "_memory"))
         pairs.append(both.assign(arch=moe, memory=memory, ratio=both["bytes"] / both["bytes_memory"]))
     return pd.concat(pairs)
 

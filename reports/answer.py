@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from evals.evidence import speedups
 from evals.stats import Interval
 from reports.contrast import by_seed, contrast
 from reports.page import Results
-from reports.speedups import speed_ups
 from reports.style import key, look
 from reports.timings import SETTING, timings
 
@@ -105,11 +105,11 @@ def _decoding(results: Results, memory: str | None) -> str | None:
     frame = timings(results)
     frame = frame[(frame["kind"] == "measured") & (frame["variant"] == "plain") & (frame["part"] == "model")]
     frame = frame[frame["phase"] == "decode"]
-    pairs = speed_ups(frame[frame["device"] == frame["device"].min()]) if len(frame) else frame
+    pairs = speedups(frame[frame["device"] == frame["device"].min()]) if len(frame) else frame
     if pairs.empty:
         return None
-    if memory and (pairs["key"] == key(memory)).any():
-        pairs = pairs[pairs["key"] == key(memory)]
+    if memory and (pairs["arch"] == memory).any():
+        pairs = pairs[pairs["arch"] == memory]
     settings = [here for _, here in pairs.groupby([*SETTING, "sparse_ratio", "arch"], dropna=False, sort=False)]
     pairs = max(settings, key=lambda here: (here["batch"].nunique(), here["dtype"].iloc[0] == "bf16"))
     row = pairs.iloc[(pairs["batch"] - BATCH).abs().argmin()]

@@ -167,7 +167,7 @@ def _statements(results: Results) -> Iterator:
     counts = frame["verdict"].value_counts()
     yield Text("The papers' latency statements, modelled: what bytes, products and launches allow at the papers' sizes.")
     yield Facts([(word, str(count)) for word, count in counts.items()])
-    kind = {"contradicted": "not-reproduced", "not testable": "not-tested", "holds": "reproduced"}
+    kind = {"modelled against": "not-reproduced", "not testable": "not-tested", "holds": "reproduced"}
     rows = [
         [
             Cell(row.id),

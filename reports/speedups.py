@@ -1,15 +1,14 @@
 """The time of MoE over that of the memory layer, as measured and against an MoE as fast as this machine allows."""
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
+from evals.evidence import speedups
 from reports import figures
 from reports.page import Cell, Picture, Table, arch_cell, number
 from reports.style import WIDE, key, look
-from reports.timings import CSV, PAIRS, PARTS, SETTING, context
+from reports.timings import CSV, PARTS, SETTING, context
 
 READINGS = {
     "holds against a perfect MoE": "good",
@@ -19,32 +18,8 @@ READINGS = {
 }
 
 
-def speed_ups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Time of MoE over that of the memory layer, at equal setting and batch and the nearest sparse ratio.
-
-    `value` is as timed, from `low` (p20 over p80) to `high` (p80 over p20); `conservative` puts the MoE's roofline in the
-    place of its time: what a perfect MoE would take on this machine, over what the memory layer took. `distance` is the
-    MoE's time over its roofline. Where there is no roofline, `conservative` and `distance` are NaN; nothing is left out.
-    """
-    frame, found = frame.assign(key=frame["arch"].map(key)), []
-    for moe, memory in PAIRS:
-        pairs = frame[frame["key"] == memory].merge(frame[frame["key"] == moe], on=[*SETTING, "batch"], suffixes=("", "_moe"))
-        gap = np.log(pairs["sparse_ratio"] / pairs["sparse_ratio_moe"]).abs()
-        pairs = pairs.assign(gap=gap)[gap < math.log(1.25)].sort_values("gap", kind="stable")
-        found.append(pairs.drop_duplicates([*SETTING, "batch", "sparse_ratio"]).sort_index())
-    pairs = pd.concat(found)
-    roofline = pairs["predicted_ms_moe"].clip(upper=pairs["p50_ms_moe"])
-    return pairs.assign(
-        value=pairs["p50_ms_moe"] / pairs["p50_ms"],
-        low=pairs["p20_ms_moe"] / pairs["p80_ms"],
-        high=pairs["p80_ms_moe"] / pairs["p20_ms"],
-        conservative=roofline / pairs["p50_ms"],
-        distance=pairs["p50_ms_moe"] / pairs["predicted_ms_moe"],
-    )
-
-
 def reading(row) -> str:
-    """What a row of `speed_ups` says of the claim that the memory layer is faster."""
+    """What a row of `speedups` says of the claim that the memory layer is faster."""
     if row.value <= 1:
         return "memory is slower"
     if pd.isna(row.conservative):
@@ -54,7 +29,7 @@ def reading(row) -> str:
 
 def speed_up_map(frame: pd.DataFrame, kind: str, badges: tuple[str, ...]) -> Iterator:
     """Maps of MoE over memory by batch and sparse ratio, measured and conservative, and the same as a table."""
-    pairs = speed_ups(frame)
+    pairs = speedups(frame)
     if pairs.empty:
         return
     measured = kind == "measured"
@@ -70,7 +45,7 @@ def speed_up_map(frame: pd.DataFrame, kind: str, badges: tuple[str, ...]) -> Ite
 
 
 def _maps(pairs: pd.DataFrame, kind: str, column: str, word: str) -> Iterator:
-    groups = pairs.groupby(["device", "dtype", "threads", "key_moe", "key"], dropna=False, sort=False)
+    groups = pairs.groupby(["device", "dtype", "threads", "arch_moe", "arch"], dropna=False, sort=False)
     for place, ((device, dtype, threads, moe, memory), here) in enumerate(groups):
         what = ("KV " + here["kv"]).where(here["part"] == "model", "FFN")
         here = here.assign(
@@ -89,7 +64,7 @@ def _table(frame: pd.DataFrame, pairs: pd.DataFrame, badges: tuple[str, ...]) ->
     dense = frame[frame["arch"].map(key) == "dense"].drop_duplicates([*SETTING, "batch"])[[*SETTING, "batch", "p50_ms"]]
     pairs = pairs.merge(dense, on=[*SETTING, "batch"], how="left", suffixes=("", "_dense"))
     rows = []
-    order = ["part", "dtype", "key_moe", "sparse_ratio", "batch"]
+    order = ["part", "dtype", "arch_moe", "sparse_ratio", "batch"]
     for row in pairs.sort_values(order, key=lambda values: values != "model" if values.name == "part" else values).itertuples():
         about = [arch_cell(row.arch_moe), arch_cell(row.arch), Cell(row.dtype), Cell(PARTS[row.part])]
         about += [number(row.batch, "d"), number(row.sparse_ratio, ".3g"), number(row.value, ".2f")]

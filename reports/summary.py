@@ -24,7 +24,7 @@ def summary(results: Results) -> Iterator:
     """The answer in two sentences; verdicts by what could show them; loss, latency and waterfalls."""
     said = list(answer(results))
     if said:
-        yield Text(" ".join(said), kind="answer")
+        yield from (Text(sentence, kind="answer") for sentence in said)
     else:
         yield Missing("No answer from this run: it takes a memory layer and a mixture of experts at one size, or their times.")
     yield from _verdicts(results)
@@ -45,7 +45,7 @@ def _verdicts(results: Results) -> Iterator:
         ]
         tiles = [tile for tile in tiles if tile[2]]
         if tiles:
-            total, tests = int(here["claims"].sum()), int(here["tests"].sum())
+            total, tests = int(here["claims"].sum()), results["claims"].loc[results["claims"]["kind"] == kind, "test"].nunique()
             yield Verdicts(kind, f"{title}: {total}" + f", in {tests} unique tests" * (tests < total), tiles)
 
 

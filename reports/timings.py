@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from evals.evidence import SETTING
 from reports import figures
 from reports.page import Results, span
 from reports.style import Panel, key
 
-SETTING = ["kind", "device", "size", "part", "phase", "context", "kv", "dtype", "threads"]
-PAIRS = (("moe2", "ultramem"), ("moe8", "ultramemv2"))
 CSV = {"measured": "latency.csv", "modelled": "latency_modelled.csv"}
 PARTS = {"model": "whole model", "ffn": "FFN and memory"}
 
@@ -42,7 +41,9 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
 
     A setting without a dense model or an MoE to compare with, or with nothing else, is left to the tables.
     """
-    groups = sorted(frame.groupby(SETTING, dropna=False, sort=False), key=lambda item: (item[0][1], item[0][3] != "model"))
+    groups = sorted(
+        frame.groupby(list(SETTING), dropna=False, sort=False), key=lambda item: (item[0][1], item[0][3] != "model")
+    )
     for (kind, device, size, part, phase, context, kv, dtype, threads), here in groups:
         archs = set(here["arch"].map(key))
         if len(archs) < 2 or not archs & {"dense", "moe2", "moe8"}:

@@ -246,7 +246,7 @@ def folder(path: Path, seeds: int = 1) -> Path:
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", files.get(name, name), rows)
     words = ("A100", "B1", "UltraMem takes 12 ms", "12 ms", "3.0 ms")
-    lines = ["device,id,statement,published,modelled,verdict", *(",".join([*words, v]) for v in ("holds", "contradicted"))]
+    lines = ["device,id,statement,published,modelled,verdict", *(",".join([*words, v]) for v in ("holds", "modelled against"))]
     (path / "statements.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     corpus = {"documents": 1000, "bytes": 10**7, "licence": "CC-BY-SA 4.0", "sha256": "ab" * 32}
     sources = dict.fromkeys(("wiki", "dictionary"), corpus)

@@ -105,7 +105,7 @@ def test_what_holds_only_against_our_moe_is_said(tmp_path):
     frame = schema.read(
         write(tmp_path, latency=[timed("ultramem", 16, 2.0, 1.5), timed("moe2", 16, 8.0, 1.0)]) / "latency.csv", "latency"
     )
-    (pair,) = speedups.speed_ups(frame).itertuples()
+    (pair,) = speedups.speedups(frame).itertuples()
     assert (pair.value, pair.conservative) == (4.0, 0.5)
     assert speedups.reading(pair) == "holds against our MoE only"
 
@@ -222,7 +222,5 @@ def test_a_step_of_several_seeds_is_one_row_with_an_interval(tmp_path, drawn):
             )
     low, high = distributions.ttest_1samp([-0.1, -0.07, -0.1], 0).confidence_interval()
     shown = drawn(write(tmp_path, runs=made, arms=arms), "ablations")
-    assert re.search(
-        rf"1\|arm 1\|–\|4.510\|−0.090\|{low:+.3f} … {high:+.3f}\|3".replace("+", r"\+").replace("-", "−"), shown
-    )
+    assert re.search(rf"1\|arm 1\|–\|4.510\|−0.090\|{low:+.3f} … {high:+.3f}\|3".replace("+", r"\+").replace("-", "−"), shown)
     assert shown.count("arm 1|") == 1

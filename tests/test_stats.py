@@ -1,6 +1,9 @@
 """Intervals against known answers, cover by simulation, and fits on curves whose parameters are known."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from evals import stats
@@ -112,3 +115,126 @@ def test_fewer_than_four_sizes_are_not_a_law_however_many_seeds(fit):
 
 def test_a_flat_line_is_not_a_power_law():
     assert isinstance(stats.power_law([1, 10, 100, 1000], [2.0, 2.0, 2.0, 2.0]), stats.NotALaw)
+
+
+def frame(config, seeds, block, values):
+    return pd.DataFrame({"config": config, "seed": seeds, "block": block, "value": values})
+
+
+def test_seed_noise_is_pooled_over_repeated_configs_only():
+    runs = pd.concat(
+        [frame("a", [0, 1], "s", [4.0, 4.2]), frame("b", [0, 1, 2], "m", [3.0, 3.1, 3.2]), frame("c", [0], "s", 9.0)]
+    )
+    found = stats.noise(runs)
+    assert (found.variance, found.freedom) == (pytest.approx((0.02 + 0.02) / 3), 3)
+    assert found.paired_freedom == 0
+    assert math.isnan(found.paired)
+    assert stats.noise(frame(["a", "b"], [0, 0], "s", [4.0, 4.1])) is None
+
+
+def test_paired_noise_leaves_out_what_a_seed_does_to_all():
+    shift = np.array([0.0, 0.3, -0.2])
+    own = np.array([0.01, -0.02, 0.01])
+    runs = pd.concat([frame(name, [0, 1, 2], "s", 4 + shift + sign * own) for name, sign in (("a", 1), ("b", -1))])
+    found = stats.noise(runs)
+    assert (found.paired, found.paired_freedom) == (pytest.approx(2 * (own**2).sum() / 2), 2)
+    assert found.variance > 50 * found.paired
+    terms = [stats.Term(w, dict(enumerate(4 + shift + sign * own)), "s") for w, sign in ((1, 1), (-1, -1))]
+    gap = stats.contrast(terms, found)
+    known = stats.difference(terms[0].values, terms[1].values)
+    assert (gap.value, gap.low, gap.method) == (pytest.approx(known.value), pytest.approx(known.low), "paired by seed")
+
+
+def test_a_contrast_has_the_standard_error_of_its_own_coefficients():
+    noise = stats.Noise(0.01, 10, 0.0004, 12, np.zeros(0))
+    t = 2.178813  # 97.5 % of t with 12 degrees of freedom
+    one = {0: 4.0}
+    for weights in ((1, -1), (1, -1, -1, 1), (0.25,) * 4 + (-0.25,) * 4):
+        found = stats.contrast([stats.Term(w, one, "s") for w in weights], noise)
+        assert found.high == pytest.approx(t * 0.02 * math.sqrt(sum(w * w for w in weights)), rel=1e-5), weights
+        assert found.n == 1
+    three = stats.contrast([stats.Term(w, {0: 4.0, 1: 4.0, 2: 4.0}, "s") for w in (1, -1)], noise)
+    assert three.high == pytest.approx(t * 0.02 * math.sqrt(2 / 3), rel=1e-5)
+    apart = stats.contrast([stats.Term(1, one, "s"), stats.Term(-1, {0: 4.0, 1: 4.0}, "m")], noise)
+    assert apart.high == pytest.approx(2.228139 * 0.1 * math.sqrt(1 + 1 / 2), rel=1e-5)
+    assert (apart.n, apart.method) == (1, "seeds")
+    assert not stats.contrast([stats.Term(1, one), stats.Term(-1, one)], None).bounded
+
+
+def test_a_contrast_covers_as_often_as_it_says():
+    rng, hits = np.random.default_rng(5), 0
+    for _ in range(600):
+        losses = rng.normal(0, 0.1, 3) + rng.normal(0, 0.02, (4, 3))
+        noise = stats.noise(pd.concat([frame(str(i), [0, 1, 2], "s", row) for i, row in enumerate(losses)]))
+        found = stats.contrast([stats.Term(w, dict(enumerate(losses[i])), "s") for i, w in ((0, 1), (3, -1))], noise)
+        hits += found.low <= 0 <= found.high
+    assert 0.925 < hits / 600 < 0.975
+
+
+def test_seeds_needed_is_the_textbook_number():
+    assert stats.seeds_needed(0.5, 1.0, 1000) == 32  # ((1.96 + 0.84) / 0.5)^2
+    assert stats.seeds_needed(0.003, 0.02, 1000) == 350
+    assert stats.seeds_needed(-1.0, 0.1, 20) == 2
+    assert stats.seeds_needed(1.0, 0.0, 3) == 2
+    assert stats.seeds_needed(0.5, 1.0, 2) > 32
+    for effect, spread in ((0.0, 1.0), (math.nan, 1.0), (1.0, math.nan)):
+        assert stats.seeds_needed(effect, spread, 3) is None
+
+
+def test_a_floor_at_its_bound_is_no_law_and_the_line_says_so():
+    x = np.geomspace(1e5, 1e6, 5)
+    y = 3 - 0.5 * np.log10(x) - 0.3 * np.log10(x / 3e5) ** 2  # falls faster and faster: no floor
+    assert stats.power_law(x, y).statement == "not a law: c is at its bound of 0, so the points show no floor"
+    line = stats.law(x, y)
+    assert line.form == stats.LOG_LINEAR
+    assert line.statement.endswith("no power law: c is at its bound of 0, so the points show no floor")
+    x = np.geomspace(1e6, 1e9, 7)
+    assert stats.law(x, 1.7 + 400 * x**-0.35).form == stats.POWER_LAW
+
+
+def grid(noise, seeds, slope=0.4, bend=(0, 0, 0, 0)):
+    rng = np.random.default_rng(4)
+    sizes = np.array([1e5, 2e5, 4e5, 8e5])
+    return pd.DataFrame(
+        [
+            {"arch": "a", "size": f"{at:g}", "active_params": at, "seed": seed, "test_loss": loss}
+            for at, base in zip(sizes, 6 - slope * np.log10(sizes) + bend, strict=True)
+            for seed in seeds
+            for loss in [base + rng.normal(0, noise)]
+        ]
+    )
+
+
+def test_the_slope_has_the_interval_of_its_seeds_or_else_of_its_residuals():
+    seeded = stats.slope(grid(0.02, (0, 1, 2)))
+    assert (seeded.n, seeded.method) == (4, "seed noise")
+    assert seeded.low < 0.4 < seeded.high
+    assert 0.01 < seeded.high - seeded.low < 0.2
+    line = grid(0.02, (0,))
+    one = stats.slope(line)
+    assert one.method == "residuals of the line"
+    known = stats.log_linear(line.active_params, line.test_loss).interval("b")
+    assert (one.value, one.low, one.high) == pytest.approx((known.value, known.low, known.high))
+    borrowed = stats.slope(line, stats.Noise(0.02**2, 8, math.nan, 0, np.zeros(0)))
+    assert (borrowed.value, borrowed.method) == (pytest.approx(one.value), "seed noise")
+    short = grid(0.02, (0, 1, 2))
+    assert isinstance(stats.slope(short[short.active_params < 8e5]), stats.NotALaw)
+
+
+def test_slopes_share_the_noise_of_every_architecture():
+    runs = pd.concat([grid(0.02, (0, 1, 2)), grid(0.0, (0,), slope=0.1).assign(arch="b")])
+    found = stats.slopes(runs)
+    assert list(found) == ["a", "b"]
+    assert found["b"].value == pytest.approx(0.1)
+    assert found["b"].low < 0.1 < found["b"].high
+    assert found["b"].method == "seed noise"
+
+
+def test_lines_share_a_slope_and_keep_their_height():
+    x, line = [1e5, 1e6, 1e7, 1e8] * 2, ["a"] * 4 + ["b"] * 4
+    y = np.array([5.0, 4.9, 4.8, 4.7, 6.0, 5.7, 5.4, 5.1])
+    weights = stats.line_weights(x, line)
+    assert weights @ y == pytest.approx(0.2)
+    assert stats.line_r2(x, y, line) == pytest.approx(1 - 0.1 / 0.5, abs=1e-9)
+    assert stats.line_weights(x[:4]) @ y[:4] == pytest.approx(0.1)
+    assert stats.line_r2(x[:4], y[:4]) == pytest.approx(1)
