@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from evals.evidence import PAIRS
 from reports import figures, published
-from reports.figures import in_order, key, look
-from reports.latency import PAIRS, PARTS
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
+from reports.style import Panel, anchor, in_order, key, look
+from reports.timings import PARTS
 
 KINDS = {"declared-worst": "worst case", "declared-expected": "expected", "counted": "counted", "hardware": "GPU counter"}
 SETTING = ["size", "part", "kv", "context", "dtype"]
@@ -42,7 +43,7 @@ def access(results: Results) -> Iterator:
     yield Table("access.csv", words, context, *listing, badges, searchable=True, tall=True)
 
 
-def _panels(whole: pd.DataFrame) -> Iterator[figures.Panel]:
+def _panels(whole: pd.DataFrame) -> Iterator[Panel]:
     """Sizes with counts first: the layers alone under every kind, then whole models as counted. Others: the expected bytes."""
     counted, order = set(whole.loc[whole["kind"] == "counted", "size"]), list(KINDS)
     groups = whole.groupby([*SETTING, "kind", "routing"], sort=False)
@@ -67,7 +68,7 @@ def ratios(whole: pd.DataFrame) -> pd.DataFrame:
     means = whole.assign(key=whole["arch"].map(key)).groupby([*keys, "key"], as_index=False, sort=False)["bytes"].mean()
     pairs = []
     for moe, memory in PAIRS:
-        both = means[means["key"] == moe].merge(means[means["key"] == memory], on=keys, suffixes=("", "_memory"))
+        both = means[means["key"] == key(moe)].merge(means[means["key"] == key(memory)], on=keys, suffixes=("", "_memory"))
         pairs.append(both.assign(arch=moe, memory=memory, ratio=both["bytes"] / both["bytes_memory"]))
     return pd.concat(pairs)
 
@@ -113,7 +114,7 @@ def _agreement(whole: pd.DataFrame, context: str) -> Iterator:
     both = both.assign(ratio=both["bytes"] / both["bytes_expected"])
     batches, rows = sorted(both["batch"].unique()), []
     for (kind, size, part, kv, arch, run), here in both.groupby(["kind", "size", "part", "kv", "arch", "run"], sort=False):
-        href = f"#{figures.anchor(run)}" if run else None
+        href = f"#{anchor(run)}" if run else None
         cells = [number(here.loc[here["batch"] == batch, "ratio"].mean(), ".3f", href) for batch in batches]
         rows.append([arch_cell(arch), Cell(size), Cell(PARTS[part]), Cell(kv), Cell(KINDS[kind]), *cells])
     header = ["architecture", "size", "part", "KV", "how", *(f"{batch} tokens" for batch in batches)]

@@ -2,7 +2,7 @@
 
 `python -m reports.build --results results/cpu --out reports/cpu.html`
 
-The same CSVs give the same bytes, on any machine: neither models nor the trainer are imported.
+The same CSVs give the same bytes, on any machine: neither torch nor the trainer is imported.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from reports import figures
 from reports.page import Results, span
 from reports.sections import SECTIONS
+from reports.style import LOOKS, si
 from workflows.errors import run
 
 
@@ -30,7 +30,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("architectures", str(len(results.archs))),
         ("sizes", ", ".join(results.sizes) or "–"),
         ("seeds", str(grid["seed"].nunique())),
-        ("tokens a run", span(grid["tokens"], figures.si)),
+        ("tokens a run", span(grid["tokens"], si)),
         ("device", "; ".join(sorted(runs["device"].unique()))),
         ("processor time", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
         ("commit", ", ".join(commits) or "none recorded"),
@@ -45,7 +45,7 @@ def render(folder: Path, also: Iterable[Path] = ()) -> str:
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     presets = sorted(results.runs["preset"].unique()) or [folder.name]
     return page.from_string(template).render(
-        preset=", ".join(presets), folder=folder.name, facts=facts(results), sections=sections, looks=figures.LOOKS
+        preset=", ".join(presets), folder=folder.name, facts=facts(results), sections=sections, looks=LOOKS
     )
 
 

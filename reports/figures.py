@@ -1,154 +1,37 @@
 """The report's pictures: data in, one small SVG out, drawn by matplotlib.
 
-A figure is a row of panels that the page wraps, so that text keeps its size on a phone. Every colour is a CSS variable,
-so that one file serves light, dark and print; each architecture has a colour (Okabe and Ito's palette, which the
-colour-blind can tell apart) and a marker. A point that stands for a run links to its row in the provenance table.
+A figure is a row of panels that the page wraps, so that text keeps its size on a phone. A point that stands for a run
+links to its row in the provenance table.
 """
 
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from evals.stats import Fit, NotALaw
-
-matplotlib.use("svg")
-
-INK, MUTED, RULE, PAPER, GAIN, LOSS = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-THEME = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", GAIN: "gain", LOSS: "loss"}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an architecture is written and drawn; `name` is also its CSS variable."""
-
-    name: str
-    label: str
-    colour: str
-    marker: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One SVG; a wide one gets more room on the page."""
-
-    svg: str
-    wide: bool
-
-
-LOOKS = (
-    Look("dense", "Dense", "#070707", "o"),
-    Look("moe2", "MoE-2", "#080808", "s"),
-    Look("moe8", "MoE-8", "#090909", "D"),
-    Look("pkm", "PKM", "#0a0a0a", "^"),
-    Look("ultramem", "UltraMem", "#0b0b0b", "v"),
-    Look("ultramemv2", "UltraMemV2", "#0c0c0c", "P"),
+from reports.style import (
+    AFTER,
+    DASHES,
+    GAIN,
+    INK,
+    LOSS,
+    MUTED,
+    PAPER,
+    hollow,
+    in_order,
+    labelled,
+    link,
+    look,
+    markers,
+    panel,
+    scales,
+    si,
 )
-THEME |= {look.colour: look.name for look in LOOKS}
-ORDER = {look.name: place for place, look in enumerate(LOOKS)}
-
-STYLE = {
-    "svg.fonttype": "none",
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5.5,
-}
-NARROW, WIDE = 3.7, 4.4
-DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
-AFTER = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
-
-
-def key(arch: str) -> str:
-    """The name of an architecture without punctuation: `moe_8`, `MoE-8` and `moe8` look the same."""
-    return re.sub(r"[^a-z0-9]", "", arch.lower())
-
-
-def look(arch: str) -> Look:
-    """The look of an architecture; one that the report does not know is drawn in grey."""
-    return next((known for known in LOOKS if known.name == key(arch)), Look("muted", arch, MUTED, "x"))
-
-
-def in_order(archs: Iterable[str]) -> list[str]:
-    return sorted(set(archs), key=lambda arch: (ORDER.get(key(arch), len(ORDER)), arch))
-
-
-def si(value: float, digits: int = 3) -> str:
-    """1234567 -> '1.23 M'."""
-    if pd.isna(value):
-        return "–"
-    power = 0 if value == 0 else max(0, min(5, math.floor(math.log10(abs(value)) / 3 + 1e-12)))
-    return f"{value / 1000**power:.{digits}g} {' kMGTP'[power]}".strip()
-
-
-def anchor(run: str) -> str:
-    """The id of a run's row in the provenance table."""
-    return "run-" + re.sub(r"[^\w.-]", "_", run)
-
-
-def svg(name: str, alt: str, figure: Figure) -> str:
-    """The figure as an SVG element: ids start with `name`, colours come from the page, `alt` says what it shows."""
-    name, buffer = re.sub(r"[^\w-]", "_", name), io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    role = "group" if "<a " in text else "img"  # links inside an image could not be reached
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r"(<svg)[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'\1 role="{role}" aria-label="{html.escape(alt)}" \2>', text)
-    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    for colour, variable in THEME.items():
-        text = text.replace(colour, f"var(--{variable})")
-    ids = set(re.findall(r'\bid="([^"]+)"', text))
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(#|xlink:href="#)([^")]+)', lambda hit: hit[1] + (f"{name}-" if hit[2] in ids else "") + hit[2], text)
-    text = text.replace("xlink:href", "href").replace(' target="_blank"', "")
-    text = re.sub(r"\s*\n\s*", " ", text)
-    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
-
-
-def panel(draw: Callable[..., str]) -> Callable[..., Panel]:
-    """Turn a function that draws on axes, and returns in words what they show, into one from a `name` to a panel."""
-
-    @wraps(draw)
-    def drawn(name: str, *arguments, width: float = NARROW, height: float = 2.7, **options) -> Panel:
-        with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(width, height))
-            return Panel(svg(name, draw(figure.add_subplot(), *arguments, **options), figure), width > NARROW)
-
-    return drawn
 
 
 @panel
@@ -167,29 +50,39 @@ def curves(
     levels: pd.DataFrame | None = None,
     published: pd.DataFrame | None = None,
     blind: tuple[float, float] | None = None,
+    lines: str = "",
+    marks: pd.DataFrame | None = None,
 ) -> str:
     """`y` against `x`, one line for each value of `by`; `log` names the logarithmic axes ("x", "y", "xy").
+
+    `lines` names a column whose values, in their order, are drawn solid and filled, dashed and open, dotted and open, a
+    line each; the points of `marks` (`x`, `y`) are ringed.
 
     `band` names the columns of the interval to shade; `levels` (arch, `y`) and a blind guess's (`y`, half width) are
     drawn across; `published` (arch, `x`, `y`) are hollow points. Where `frame` has a column `run`, its points link to it
     unless it is empty.
     """
+    by = (*by, lines) if lines and lines not in by else by
+    strokes = list(dict.fromkeys(frame[lines])) if lines else [""]
     few = frame.groupby(list(by)).size().max() <= 12
     archs = in_order(frame["arch"])
     for _, line in sorted(frame.groupby(list(by)), key=lambda item: archs.index(item[1]["arch"].iloc[0])):
         line, this = line.sort_values(x), look(line["arch"].iloc[0])
-        axes.plot(line[x], line[y], color=this.colour)
+        stroke = strokes.index(line[lines].iloc[0]) if lines else 0
+        axes.plot(line[x], line[y], color=this.colour, linestyle=DASHES[stroke % len(DASHES)])
         if band:
             axes.fill_between(line[x], line[band[0]], line[band[1]], color=this.colour, alpha=0.12, linewidth=0)
         if few:
-            _points(axes, line[x], line[y], this, line.get("run", ()))
+            markers(axes, line[x], line[y], this, line.get("run", ()), solid=not stroke)
     for _, level in (levels if levels is not None else frame[:0]).iterrows():
         axes.axhline(level[y], color=look(level["arch"]).colour, linestyle=(0, (4, 3)), linewidth=1.2)
     if blind:
         axes.axhspan(blind[0] - blind[1], blind[0] + blind[1], color=MUTED, alpha=0.15, linewidth=0)
         axes.axhline(blind[0], color=INK, linestyle=(0, (1, 2)), linewidth=1.2)
-    _hollow(axes, published, x, y)
-    _scales(axes, log)
+    if marks is not None:
+        axes.scatter(marks[x], marks[y], 130, facecolors="none", edgecolors=INK, linewidths=1.1, zorder=4)
+    hollow(axes, published, x, y)
+    scales(axes, log)
     if "x" not in log and frame[x].nunique() <= 4:
         axes.set_xticks(sorted(frame[x].unique()))
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -213,13 +106,13 @@ def laws(
     """Points, joined only by a fitted law with its 95 % band; `published` (arch, x, y) are hollow. x is logarithmic."""
     for place, this in enumerate(series):
         drawn, dashes = look(this.arch), DASHES[[s.arch for s in series[:place]].count(this.arch) % len(DASHES)]
-        _points(axes, this.points["x"], this.points["y"], drawn, this.points["run"], solid=dashes == "solid")
+        markers(axes, this.points["x"], this.points["y"], drawn, this.points["run"], solid=dashes == "solid")
         if isinstance(this.law, Fit):
             x = np.geomspace(this.points["x"].min(), this.points["x"].max(), 40)
             axes.plot(x, this.law.predict(x), color=drawn.colour, linestyle=dashes)
             axes.fill_between(x, *this.law.band(x), color=drawn.colour, alpha=0.12, linewidth=0)
-    _hollow(axes, published, "x", "y")
-    _scales(axes, "x")
+    hollow(axes, published, "x", "y")
+    scales(axes, "x")
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return f"{title}: {y_label} against {x_label} for {', '.join(this.label for this in series)}"
 
@@ -229,9 +122,9 @@ def residuals(axes: Axes, series: list[Series], *, title: str, x_label: str) -> 
     """What each fitted law leaves, point by point."""
     for place, this in enumerate(series):
         solid = this.arch not in [s.arch for s in series[:place]]
-        _points(axes, this.points["x"], this.law.residuals, look(this.arch), this.points["run"], solid=solid)
+        markers(axes, this.points["x"], this.law.residuals, look(this.arch), this.points["run"], solid=solid)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    _scales(axes, "x")
+    scales(axes, "x")
     axes.set(title=title, xlabel=x_label, ylabel="loss minus law (nats/token)")
     return f"{title}: loss minus the fitted law against {x_label}"
 
@@ -266,7 +159,7 @@ def bars(
     colours = [look(arch).colour for arch in frame["arch"]] if "arch" in frame else [MUTED] * len(frame)
     drawn = axes.barh(places, frame[value], height=0.62, color=colours)
     for bar, run in zip(drawn, frame.get("run", []), strict=False):
-        bar.set_url(_url(run))
+        bar.set_url(link(run))
     for place, number in zip(places, frame[value], strict=True):
         axes.annotate(si(number), (number, place), (4, 0), **AFTER)
     if mark is not None:
@@ -290,7 +183,7 @@ def waterfall(axes: Axes, labels: list[str], losses: list[float], runs: list[str
             axes.plot([after], [place], "o", color=INK, clip_on=False)
             continue
         (bar,) = axes.barh([place], [after - before], 0.62, [before], color=GAIN if after <= before else LOSS)
-        bar.set_url(_url(run))
+        bar.set_url(link(run))
         axes.plot([before, before], [place - 0.31, place + 1], color=MUTED, linewidth=0.7)
     axes.annotate(f"{losses[-1]:.3f}", (max(losses[-2:]), places[-1]), (4, 0), **AFTER)
     room_left = losses[0] > (min(losses) + max(losses)) / 2
@@ -298,21 +191,32 @@ def waterfall(axes: Axes, labels: list[str], losses: list[float], runs: list[str
     axes.annotate(f"{losses[0]:.3f}", (losses[0], places[0]), offset, **AFTER, ha=side)
     axes.use_sticky_edges = False
     axes.margins(x=0.1)
-    _rows(axes, places, labels, title, "validation loss (nats/token)")
-    return f"{title}: validation loss after each step, from {losses[0]:.3f} to {losses[-1]:.3f}"
+    labelled(axes, places, labels, title, "test loss (nats/token)")
+    return f"{title}: test loss after each step, from {losses[0]:.3f} to {losses[-1]:.3f}"
 
 
 @panel
-def changes(axes: Axes, labels: list[str], ours: list[float], paper: list[float], runs: list[str], *, title: str) -> str:
-    """The change each step makes: ours as a bar, the paper's as a diamond."""
+def changes(
+    axes: Axes,
+    labels: list[str],
+    ours: list[float],
+    paper: list[float],
+    runs: list[str],
+    *,
+    title: str,
+    spread: list[tuple[float, float]] = (),
+) -> str:
+    """The change each step makes: ours as a bar with the interval `spread` (low, high), the paper's as a diamond."""
     places = range(len(labels))[::-1]
+    for place, ends in zip(places, spread, strict=False):
+        axes.plot(ends, [place, place], color=INK, linewidth=1, zorder=3)
     for bar, run in zip(axes.barh(places, ours, 0.62, color=[LOSS if x > 0 else GAIN for x in ours]), runs, strict=True):
-        bar.set_url(_url(run))
+        bar.set_url(link(run))
     axes.plot(paper, places, "D", color=INK, markersize=5, markeredgecolor=PAPER, linestyle="none")
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.use_sticky_edges = False
-    _rows(axes, places, labels, title, "change of validation loss (nats/token)")
-    return f"{title}: change of validation loss by step, ours as bars and the paper's as diamonds"
+    labelled(axes, places, labels, title, "change of test loss (nats/token)")
+    return f"{title}: change of test loss by step, ours as bars and the paper's as diamonds"
 
 
 @panel
@@ -326,56 +230,9 @@ def dots(axes: Axes, frame: pd.DataFrame, *, title: str, x_label: str) -> str:
         places = [len(tasks) - 1 - tasks.index(task) + shift for task in rows["task"]]
         axes.errorbar(rows["value"], places, xerr=rows["stderr"], fmt="none", ecolor=this.colour, elinewidth=1)
         points = axes.scatter(rows["value"], places, 22, this.colour, this.marker, edgecolors=PAPER, linewidths=0.5, zorder=3)
-        points.set_urls([_url(run) for run in rows["run"]])
-    for task, chance in frame.groupby("task")["chance"].first().items():
+        points.set_urls([link(run) for run in rows["run"]])
+    for task, chance in frame.dropna(subset=["chance"]).groupby("task")["chance"].first().items():
         place = len(tasks) - 1 - tasks.index(task)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=1.4)
-    _rows(axes, range(len(tasks))[::-1], tasks, title, x_label)
+    labelled(axes, range(len(tasks))[::-1], tasks, title, x_label)
     return f"{title}: {x_label} by task with one standard error, chance as a tick"
-
-
-def _points(axes: Axes, x, y, this: Look, runs: Iterable[str] = (), solid: bool = True) -> None:
-    """The markers of an architecture, each a link to its run; open ones tell a second series of it from the first."""
-    if this.marker == "x":
-        how = {"c": this.colour}
-    elif solid:
-        how = {"c": this.colour, "edgecolors": PAPER, "linewidths": 0.6}
-    else:
-        how = {"facecolors": PAPER, "edgecolors": this.colour, "linewidths": 1.2}
-    axes.scatter(x, y, 30, marker=this.marker, zorder=3, **how).set_urls([_url(run) for run in runs] or [None])
-
-
-def _hollow(axes: Axes, published: pd.DataFrame | None, x: str, y: str) -> None:
-    for arch, rows in () if published is None else published.groupby("arch"):
-        this = look(arch)
-        colours = {"c": this.colour} if this.marker == "x" else {"facecolors": "none", "edgecolors": this.colour}
-        axes.scatter(rows[x], rows[y], 34, marker=this.marker, zorder=3, linewidths=1.1, **colours)
-
-
-def _url(run: str) -> str | None:
-    return f"#{anchor(run)}" if run else None
-
-
-def _scales(axes: Axes, log: str) -> None:
-    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        if name in log:
-            getattr(axes, f"set_{name}scale")("log")
-            low, high = axis.get_view_interval()
-            if high / low < 1.5:  # matched values would look far apart
-                low, high = low / 1.4, high * 1.4
-                axis.set_view_interval(low, high, ignore=True)
-            wide = LogLocator(subs=(1,) if high / low > 160 else (1, 2, 5))
-            axis.set_major_locator(wide if high / low > 6 else MaxNLocator(4))
-            axis.set_minor_locator(NullLocator())
-        else:
-            axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(FuncFormatter(lambda number, _: si(number, 4)))
-
-
-def _rows(axes: Axes, places: Iterable[int], labels: list[str], title: str, x_label: str) -> None:
-    axes.set_yticks(places, labels)
-    axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{round(number, 9) + 0:.4g}".replace("-", "−")))
-    axes.spines["left"].set_visible(False)
-    axes.set(title=title, xlabel=x_label)

@@ -3,21 +3,15 @@
 A curve, a map and a ratio stay within one setting: one device, kind, size, part, cache, dtype and number of threads.
 """
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
-from evals.stats import OWN_ROOFLINE
 from reports import figures
-from reports.figures import in_order, key, look, si
-from reports.page import Cell, Facts, Missing, Picture, Results, Table, Text, arch_cell, kinds, number, span
-
-SETTING = ["kind", "device", "size", "part", "phase", "context", "kv", "dtype", "threads"]
-PAIRS = (("moe2", "ultramem"), ("moe8", "ultramemv2"))
-CSV = {"measured": "latency.csv", "modelled": "latency_modelled.csv"}
-PARTS = {"model": "whole model", "ffn": "FFN and memory"}
+from reports.page import Cell, Facts, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.speedups import speed_up_map
+from reports.style import Panel, in_order, key, look, si
+from reports.timings import CSV, PARTS, SETTING, batch_panels, context, settings, timings, typical
 
 
 def latency(results: Results) -> Iterator:
@@ -38,102 +32,32 @@ def latency(results: Results) -> Iterator:
     yield from _statements(results)
 
 
-def timings(results: Results) -> pd.DataFrame:
-    """The rows of the latency table, runs without provenance unlinked."""
-    return results.linked(results["latency"].astype({"threads": "float64"}))
-
-
-def batch_panels(frame: pd.DataFrame, name: str, **shape) -> Iterator[figures.Panel]:
-    """One panel for each setting timed at several batches, each architecture at its most often timed sparse ratio."""
-    for place, (title, here, common) in enumerate(_settings(frame)):
-        widest = here.groupby(["arch", "sparse_ratio"], as_index=False)["batch"].nunique()
-        widest = widest.sort_values(["batch", "sparse_ratio"]).drop_duplicates("arch", keep="last")
-        at = here.merge(widest[["arch", "sparse_ratio"]])
-        if at["batch"].nunique() > 1:
-            labels = {"title": title, "x_label": "batch"}
-            yield figures.curves(f"{name}-batch-{place}", at, "batch", "p50_ms", **labels, **common, **shape)
-
-
-def speed_ups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Time of MoE over that of the memory layer, at equal setting and batch and the nearest sparse ratio.
-
-    A column `distance` is the MoE's time over its own roofline. A measured ratio is withheld (`value` NaN) where that is
-    above `OWN_ROOFLINE` or unknown: beating an MoE that is slower than its bytes and products need shows nothing.
-    """
-    frame, found = frame.assign(key=frame["arch"].map(key)), []
-    for moe, memory in PAIRS:
-        pairs = frame[frame["key"] == memory].merge(frame[frame["key"] == moe], on=[*SETTING, "batch"], suffixes=("", "_moe"))
-        gap = np.log(pairs["sparse_ratio"] / pairs["sparse_ratio_moe"]).abs()
-        pairs = pairs.assign(gap=gap)[gap < math.log(1.25)].sort_values("gap", kind="stable")
-        found.append(pairs.drop_duplicates([*SETTING, "batch", "sparse_ratio"]).sort_index())
-    pairs = pd.concat(found)
-    distance = pairs["p50_ms_moe"] / pairs["predicted_ms_moe"]
-    fair = (pairs["kind"] != "measured") | (distance <= OWN_ROOFLINE)
-    return pairs.assign(distance=distance, value=(pairs["p50_ms_moe"] / pairs["p50_ms"]).where(fair))
-
-
-def _settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict]]:
-    """(title, rows, options of a panel) for each setting, whole model before its part.
-
-    A setting without a dense model or an MoE to compare with, or with nothing else, is left to the tables.
-    """
-    groups = sorted(frame.groupby(SETTING, dropna=False, sort=False), key=lambda item: (item[0][1], item[0][3] != "model"))
-    for (kind, device, size, part, phase, context, kv, dtype, threads), here in groups:
-        archs = set(here["arch"].map(key))
-        if len(archs) < 2 or not archs & {"dense", "moe2", "moe8"}:
-            continue
-        cache = f"KV {kv} {context}" if context else "no KV cache"
-        words = f"{kind}, {device.split(':')[0]}, {dtype}, {cache}" + (f", {threads:.0f} thr" if threads == threads else "")
-        band = None if here[["p20_ms", "p80_ms"]].isna().any(axis=None) else ("p20_ms", "p80_ms")
-        title = f"{phase.capitalize()} step, size {size}, {PARTS[part]}\n{words}"
-        yield title, here, {"y_label": "ms a step", "log": "xy", "band": band, "height": 2.9}
-
-
-def _context(frame: pd.DataFrame) -> str:
-    parts = [*sorted(frame["device"].unique()), "size " + ", ".join(dict.fromkeys(frame["size"]))]
-    if (frame["kind"] == "measured").all():
-        many = "s" * bool(frame["threads"].max() > 1)
-        parts += [
-            f"{span(frame['threads'], '{:.0f}'.format)} thread{many}",
-            f"{span(frame['n_iters'], str)} timed steps a point",
-        ]
-        parts += ["untrained weights, one seed" if (frame["run"] == "").all() else "trained weights"]
-    return " · ".join(parts)
-
-
 def _one_kind(results: Results, frame: pd.DataFrame, kind: str) -> Iterator:
     csv, badges = CSV[kind], (*kinds(frame["device"]), kind)
     for device, here in typical(frame).groupby("device"):
         ends = {"measured": "Median; shaded from the 20th to the 80th percentile.", "modelled": "By the roofline model."}
-        panels = list(batch_panels(here, f"{kind}-{figures.key(device)}"))
+        panels = list(batch_panels(here, f"{kind}-{key(device)}"))
         if panels:
             words = f"Time of one step against batch, {kind}. {ends[kind]}"
-            yield Picture(csv, words, _context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
-        panels = list(_ratio_panels(here, f"{kind}-{figures.key(device)}"))
+            yield Picture(csv, words, context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
+        panels = list(_ratio_panels(here, f"{kind}-{key(device)}"))
         if panels:
             words = f"Time of one step against sparse ratio at fixed activated parameters, {kind}; dense is the dashed line."
-            yield Picture(csv, words, _context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
-    yield from _speed_up_map(frame, kind, badges)
+            yield Picture(csv, words, context(here), panels, in_order(here["arch"]), (*kinds([device]), kind))
+    yield from speed_up_map(frame, kind, badges)
     if kind == "measured":
         yield from _predicted(frame, badges)
         names = (
             "arch size part batch sparse_ratio kv context dtype threads p20_ms p50_ms p80_ms n_iters predicted_ms bytes_counted"
         )
         listing = results.listing("latency", frame, [*names.split(), "device"])
-        yield Table("latency.csv", "Every measured point.", _context(frame), *listing, badges, searchable=True, tall=True)
+        yield Table("latency.csv", "Every measured point.", context(frame), *listing, badges, searchable=True, tall=True)
     else:
         yield _modelled_table(frame, badges)
 
 
-def typical(frame: pd.DataFrame) -> pd.DataFrame:
-    """What is drawn of one kind: all that was measured; of the modelled, whole models with full cache on the first device."""
-    if (frame["kind"] == "measured").all():
-        return frame
-    return frame[(frame["part"] == "model") & (frame["kv"] == "mha") & (frame["device"] == frame["device"].min())]
-
-
-def _ratio_panels(frame: pd.DataFrame, name: str) -> Iterator[figures.Panel]:
-    for place, (title, here, common) in enumerate(_settings(frame)):
+def _ratio_panels(frame: pd.DataFrame, name: str) -> Iterator[Panel]:
+    for place, (title, here, common) in enumerate(settings(frame)):
         several = here.groupby(["arch", "batch"])["sparse_ratio"].transform("nunique") > 2
         for batch in sorted(here.loc[several, "batch"].unique()):
             at = here[here["batch"] == batch]
@@ -143,66 +67,6 @@ def _ratio_panels(frame: pd.DataFrame, name: str) -> Iterator[figures.Panel]:
             yield figures.curves(
                 f"{name}-ratio-{place}-{batch}", varied, "sparse_ratio", "p50_ms", levels=dense, **labels, **common
             )
-
-
-def _speed_up_map(frame: pd.DataFrame, kind: str, badges: tuple[str, ...]) -> Iterator:
-    """Maps of MoE over memory by batch and sparse ratio, and the same as a table with the reasons for what is withheld."""
-    pairs = speed_ups(frame)
-    if pairs.empty:
-        return
-    panels = []
-    groups = pairs.groupby(["device", "dtype", "threads", "key_moe", "key"], dropna=False, sort=False)
-    for (device, dtype, threads, moe, memory), here in groups:
-        if here["value"].isna().all():
-            continue
-        what = ("KV " + here["kv"]).where(here["part"] == "model", "FFN")
-        here = here.assign(
-            row=here["size"] + ", " + what + ", " + here["sparse_ratio"].map("{:.0f}×".format),
-            text=here["value"].map(lambda value: "–" if pd.isna(value) else f"{value:.2g}"),
-        ).drop_duplicates(["row", "batch"])
-        order = {"index": list(dict.fromkeys(here["row"])), "columns": sorted(here["batch"].unique())}
-        cells, words = (here.pivot(index="row", columns="batch", values=name).reindex(**order) for name in ("value", "text"))
-        where = f"{device.partition(': ')[2]}, {dtype}" + (f", {threads:.0f} thr" if threads == threads else "")
-        title = f"{look(moe).label} over {look(memory).label}\n{kind}, {where}"
-        shape = {"title": title, "x_label": "batch", "width": figures.WIDE, "height": 1.0 + 0.27 * len(cells)}
-        panels.append(figures.heat(f"map-{kind}-{len(panels)}", cells, words.fillna(""), **shape))
-    if panels:
-        words = (
-            f"Speed-up, {kind}: time of MoE over time of the memory layer by batch and sparse ratio (row: size, cache, ratio). "
-        )
-        words += "Above 1 (blue) the memory layer is faster." + " A dash is withheld, see the table." * (kind == "measured")
-        yield Picture(CSV[kind], words, _context(pairs), panels, badges=badges)
-    if kind != "measured":
-        return
-    dense = frame[frame["arch"].map(key) == "dense"].drop_duplicates([*SETTING, "batch"])[[*SETTING, "batch", "p50_ms"]]
-    pairs = pairs.merge(dense, on=[*SETTING, "batch"], how="left", suffixes=("", "_dense"))
-    rows = []
-    order = ["part", "dtype", "key_moe", "sparse_ratio", "batch"]
-    for row in pairs.sort_values(order, key=lambda values: values != "model" if values.name == "part" else values).itertuples():
-        about = [arch_cell(row.arch_moe), arch_cell(row.arch), Cell(row.dtype), Cell(PARTS[row.part])]
-        about += [number(row.batch, "d"), number(row.sparse_ratio, ".3g"), number(row.distance, ".2f")]
-        low, high = (row.p20_ms_moe / row.p80_ms, row.p80_ms_moe / row.p20_ms)
-        shown = [number(row.value, ".2f"), Cell(f"{low:.2f} … {high:.2f}")]
-        if pd.isna(row.value):
-            reason = f"MoE is {row.distance:.2f} x its own roofline" if row.distance == row.distance else "MoE has no roofline"
-            shown = [Cell(f"withheld: {reason}", number=True, kind="not-tested"), Cell("–")]
-        rows.append([*about, *shown, number(row.p50_ms / row.p50_ms_dense, ".2f"), Cell(row.device)])
-    header = [
-        "MoE",
-        "memory",
-        "dtype",
-        "part",
-        "batch",
-        "sparse ratio",
-        "MoE / roofline",
-        "MoE / memory",
-        "spread",
-        "memory / dense",
-        "device",
-    ]
-    words = f"Speed-up over MoE, printed only where MoE itself is within {OWN_ROOFLINE} x of what its bytes and products take; "
-    words += "the spread is from p20 over p80 to p80 over p20. Memory over dense: 1 is as fast as dense."
-    yield Table("latency.csv", words, _context(frame), header, rows, badges, searchable=True, tall=True)
 
 
 def _predicted(frame: pd.DataFrame, badges: tuple[str, ...]) -> Iterator:
@@ -221,7 +85,7 @@ def _predicted(frame: pd.DataFrame, badges: tuple[str, ...]) -> Iterator:
     header = ["architecture", "size", "sparse ratio", "part", "dtype", "threads", *(f"batch {batch}" for batch in batches)]
     words = "Measured over predicted: the time of a step over the roofline of its counted bytes and products at this machine's "
     words += "measured bandwidth and products. The error is the median of |measured / predicted − 1|."
-    yield Table("latency.csv", words, _context(known), [*header, "error", "device"], rows, badges)
+    yield Table("latency.csv", words, context(known), [*header, "error", "device"], rows, badges)
 
 
 def _modelled_table(frame: pd.DataFrame, badges: tuple[str, ...]) -> Table:
@@ -235,7 +99,7 @@ def _modelled_table(frame: pd.DataFrame, badges: tuple[str, ...]) -> Table:
         )
     header = ["device", "size", "part", "KV", "batch", *(f"{look(arch).label}, ms" for arch in archs)]
     words = "Modelled milliseconds of one step at the papers' sizes, bf16, 2048 cached tokens where there is a cache."
-    return Table(CSV["modelled"], words, _context(frame), header, rows, badges, searchable=True, tall=True)
+    return Table(CSV["modelled"], words, context(frame), header, rows, badges, searchable=True, tall=True)
 
 
 def _variants(frame: pd.DataFrame) -> Iterator:
@@ -273,7 +137,7 @@ def _variants(frame: pd.DataFrame) -> Iterator:
     words += "it skips. Folded: the expansion's projections multiplied into larger tables "
     words += "in advance. Below 1 the trick is faster, or reads less."
     badges = (*kinds(pairs["device"]), *sorted(pairs["kind"].unique()))
-    yield Table("latency.csv", words, _context(pairs), [*header, "kind", "device"], rows, badges, searchable=True, tall=True)
+    yield Table("latency.csv", words, context(pairs), [*header, "kind", "device"], rows, badges, searchable=True, tall=True)
 
 
 def _machine(results: Results) -> Iterator:

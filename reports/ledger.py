@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 
 from reports import figures
-from reports.figures import WIDE, si
 from reports.page import Cell, Facts, Missing, Picture, Results, Table, kinds, number
+from reports.style import WIDE, anchor, si
 from workflows.errors import UserError
 
 
@@ -68,7 +68,7 @@ def provenance(results: Results) -> Iterator:
         yield results.missing("runs")
         return
     header, rows = results.listing("runs", results.runs)
-    rows = [[Cell(row[0].text, id=figures.anchor(row[0].text)), *row[1:]] for row in rows]
+    rows = [[Cell(row[0].text, id=anchor(row[0].text)), *row[1:]] for row in rows]
     words = "One row a run, written by the worker that trained it. Hashes are cut to ten digits; hover for the whole."
     yield Table("runs.csv", words, "", header, rows, kinds(results.runs["device"]), searchable=True, tall=True, cards=True)
 

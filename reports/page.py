@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evals import schema
-from reports.figures import ORDER, Look, Panel, anchor, in_order, key, look, si
+from reports.style import ORDER, Look, Panel, anchor, in_order, key, look, si
 from workflows.errors import UserError
 
 FILES = {name: name for name in schema.TABLES} | {"latency_modelled": "latency", "access_hardware": "access", "peers": "speed"}
@@ -28,6 +28,8 @@ WRITER = {
     "claims": "“snakemake claims” writes it",
     "plan": "“snakemake plan” writes it",
     "cost": "the gathering stage writes it",
+    "diagnosis": "“python -m evals.diagnosis” writes it",
+    "coordinates": "“snakemake coordinates” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 
@@ -50,6 +52,7 @@ class Cell:
 @dataclass(frozen=True)
 class Text:
     text: str
+    kind: str = ""
     block: str = "text"
 
 
@@ -71,9 +74,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """(sign, verdict, number of claims), each a link that filters the ledger."""
+    """(sign, verdict, claims, unique tests) of one kind of claim, each a link that filters the ledger."""
 
-    counts: list[tuple[str, str, int]]
+    kind: str
+    title: str
+    counts: list[tuple[str, str, int, int]]
     block: str = "verdicts"
 
 
@@ -158,7 +163,7 @@ class Results:
     @cached_property
     def grid(self) -> pd.DataFrame:
         """The finished runs of the comparison: `{arch}-{size}-s{seed}`; if none is so named, those of no sweep."""
-        frame = self.runs[self.runs["val_loss"].notna()]
+        frame = self.runs[self.runs["test_loss"].notna()]
         named = frame["run"] == frame["arch"] + "-" + frame["size"] + "-s" + frame["seed"].astype(str)
         swept = {run for table in ("arms", "tuning") if table in self for run in self[table]["run"]}
         return frame[named] if named.any() else frame[~frame["run"].isin(swept)]

@@ -7,15 +7,16 @@ import pandas as pd
 
 from evals import stats
 from reports import figures, published
-from reports.figures import Series, in_order, look
-from reports.page import Cell, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.figures import Series
+from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
+from reports.style import Panel, in_order, interval, key, look
 
-LOSS = "validation loss (nats/token)"
+LOSS = "test loss (nats/token)"
 
 
-def loss_against(results: Results, name: str, column: str, words: str, title: str) -> figures.Panel:
+def loss_against(results: Results, name: str, column: str, words: str, title: str) -> Panel:
     """Mean loss of the comparison's sizes, joined by architecture."""
-    values = {"loss": ("val_loss", "mean"), "low": ("val_loss", "min"), "high": ("val_loss", "max"), "run": ("run", "first")}
+    values = {"loss": ("test_loss", "mean"), "low": ("test_loss", "min"), "high": ("test_loss", "max"), "run": ("run", "first")}
     frame = results.grid.groupby(["arch", "size"], as_index=False).agg(**{column: (column, "mean")}, **values)
     labels = {"title": title, "x_label": words, "y_label": LOSS}
     return figures.curves(name, frame[frame[column].notna()], column, "loss", **labels, log="x", band=("low", "high"))
@@ -31,6 +32,8 @@ def scaling(results: Results) -> Iterator:
         "A law is fitted by least squares where a series has four or more different sizes: y = c + a x⁻ᵇ against parameters "
         "and tokens, y = a − b log₁₀ x against the sparse ratio. Fewer points stay points, unjoined."
     )
+    if len(results.grid):
+        yield from _slopes(results)
     drawn, panels, rows = [], [], []
     for place, (words, series) in enumerate(axes):
         drawn += [this.points for this in series]
@@ -43,7 +46,7 @@ def scaling(results: Results) -> Iterator:
     context, badges, archs = results.context(runs), kinds(runs["device"]), in_order(runs["arch"])
     yield Picture(
         "runs.csv + arms.csv",
-        "Validation loss, one point a run; lines are fitted laws with their 95 % confidence band, residuals beside them. "
+        "Test loss, one point a run; lines are fitted laws with their 95 % confidence band, residuals beside them. "
         "Open markers and dashes are a second line of an architecture (half as dense).",
         context,
         panels,
@@ -54,6 +57,40 @@ def scaling(results: Results) -> Iterator:
     yield Table("runs.csv + arms.csv", "Every fit, or why there is none.", context, header, rows, badges)
     if len(results.grid):
         yield from _beside_the_papers(results)
+
+
+def _slopes(results: Results) -> Iterator:
+    """Whether loss falls from size to size, and by how much for ten times the activated parameters."""
+    means = results.grid.groupby(["arch", "size"])["test_loss"].mean().unstack()[results.sizes]
+    archs = in_order(means.index[means.notna().sum(axis=1) > 1])
+    if not archs:
+        yield Missing("Not measured in this run: no architecture was trained at more than one size, so there is no slope.")
+        return
+    rises, steps = [], 0
+    for arch in archs:
+        line = means.loc[arch].dropna()
+        steps += len(line) - 1
+        for size, change in line.diff().items():
+            if change >= 0:
+                rises.append(f"{look(arch).label} at {size} ({change:+.3f})")
+    falls = f"Test loss falls at every step of size for every architecture ({steps} steps)."
+    yield Text(f"Test loss does not fall at every step of size: it rises for {', '.join(rises)}." if rises else falls)
+    found, rows = stats.slopes(results.grid), []
+    for arch in archs:
+        this, line = found[arch], means.loc[arch].dropna()
+        about = [arch_cell(arch), number(len(line), "d"), number(line.iloc[0] - line.iloc[-1], ".3f")]
+        if isinstance(this, stats.NotALaw):
+            rows.append([*about, number(None, "d"), Cell("–"), Cell(this.statement, kind="not-tested")])
+        else:
+            rows.append([*about, number(this.value, ".3f"), Cell(interval(this.low, this.high)), Cell(f"by {this.method}")])
+    words = (
+        "Fall of the test loss, smallest to largest size and for ten times the activated parameters (b of y = a − b log₁₀ x), "
+    )
+    words += (
+        "with its 95 % interval. Tokens move with the size where the preset lets them: a slope of this path and of no other."
+    )
+    header = ["architecture", "sizes", "fall, first to last", "slope", "95 % interval", "interval"]
+    yield Table("runs.csv", words, results.context(results.grid), header, rows, kinds(results.grid["device"]))
 
 
 def _axes(results: Results) -> Iterator[tuple[str, list[Series]]]:
@@ -68,12 +105,12 @@ def _axes(results: Results) -> Iterator[tuple[str, list[Series]]]:
         if "arms" not in results:
             continue
         arms = results["arms"][results["arms"]["chain"] == chain].drop_duplicates("run")
-        points = results.runs[results.runs["val_loss"].notna()].merge(arms[["run", "label"]], on="run")
+        points = results.runs[results.runs["test_loss"].notna()].merge(arms[["run", "label"]], on="run")
         if len(points):
             points["sparse_ratio"] = points["sparse_params"] / points["active_params"]
             line = points["label"].str.partition(",")[0].where(points["label"].str.contains(","), "")
             points = points.assign(
-                x=points[column].astype(float), line=line.where(line.map(figures.key) != points["arch"].map(figures.key), "")
+                x=points[column].astype(float), line=line.where(line.map(key) != points["arch"].map(key), "")
             )
             yield words, _series(points, fit)
 
@@ -82,7 +119,7 @@ def _series(points: pd.DataFrame, fit) -> list[Series]:
     found = []
     for arch in in_order(points["arch"]):
         for line, here in points[points["arch"] == arch].groupby("line", sort=False):
-            here = here.assign(y=here["val_loss"]).sort_values("x")[["x", "y", "run", "seed"]]
+            here = here.assign(y=here["test_loss"]).sort_values("x")[["x", "y", "run", "seed"]]
             found.append(Series(arch, f"{look(arch).label} {line}".strip(), here, fit(here["x"], here["y"])))
     return found
 
@@ -105,7 +142,7 @@ def _beside_the_papers(results: Results) -> Iterator:
     for column, words in (("active_params", "activated parameters"), ("params", "total parameters"), ("tokens", "tokens")):
         points = papers.assign(x=papers[column], y=papers["loss"])
         ours = [
-            Series(arch, look(arch).label, here.assign(x=here[column].astype(float), y=here["val_loss"]), stats.NotALaw(0, ""))
+            Series(arch, look(arch).label, here.assign(x=here[column].astype(float), y=here["test_loss"]), stats.NotALaw(0, ""))
             for arch, here in results.grid[results.grid[column].notna()].groupby("arch")
         ]
         labels = {"title": f"Against {words}", "x_label": words, "y_label": LOSS}

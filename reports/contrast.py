@@ -1,0 +1,40 @@
+"""Test losses against each other: differences paired by seed, and what one seed is worth."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from evals import stats
+from reports.page import Results
+
+
+def by_seed(runs: pd.DataFrame) -> dict[int, float]:
+    """Test loss of finished runs, keyed by seed."""
+    runs = runs[runs["test_loss"].notna()]
+    return dict(zip(runs["seed"], runs["test_loss"], strict=True))
+
+
+def seed_noise(results: Results) -> stats.Noise | None:
+    """What a loss of the comparison varies by if only the seed changes; None if no seed was repeated."""
+    grid = results.grid
+    cells = {"config": grid["arch"] + " " + grid["size"], "seed": grid["seed"], "block": grid["size"]}
+    return stats.noise(pd.DataFrame(cells | {"value": grid["test_loss"]}))
+
+
+def contrast(results: Results, left: pd.DataFrame, right: pd.DataFrame) -> stats.Interval | None:
+    """Test loss of some runs minus that of others, with the t interval of the seeds they share.
+
+    Of one seed the interval is that of the comparison's pooled seed noise, if it has any; None if a side has no loss.
+    """
+    one, other = by_seed(left), by_seed(right)
+    if not one or not other:
+        return None
+    found, noise = stats.difference(one, other), seed_noise(results)
+    if found.bounded or noise is None:
+        return found
+    return stats.contrast([stats.Term(1, one, "size"), stats.Term(-1, other, "size")], noise)
+
+
+def runs_of(results: Results, names: Iterable[str]) -> pd.DataFrame:
+    """The rows of `runs` of some names, those that are there."""
+    return results.runs[results.runs["run"].isin(list(names))]
