@@ -59,14 +59,15 @@ def apply(
 def tuned(preset: Preset, model: ModelConfig, arch: str, size: str, setting: dict[str, Any]) -> tuple[ModelConfig, Train]:
     """The matched model and the preset's recipe with one tuning setting on them, whatever `recipes` says.
 
-    Tokens are the preset's own at every size, so that only the width changes between sizes.
+    Tokens are the same at every size, so that only the width changes between sizes.
     """
     where = f"tuning.yaml: {arch}"
     own = {key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}
     fields = {key: value for key, value in setting.items() if not key.startswith("train.")}
     known = plain(model.arch)
     strict.check_keys(fields, known, where)
-    train = strict.build(Train, merge(merge(preset.train, preset.sizes[size].train), own), where)
+    tokens = {"tokens": preset.tuning_tokens or preset.train["tokens"]}
+    train = strict.build(Train, merge(merge(preset.train | tokens, preset.sizes[size].train), own), where)
     return dataclasses.replace(model, arch=build_arch(known | fields, where)), train
 
 

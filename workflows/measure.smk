@@ -54,7 +54,12 @@ rule modelled:
 if EVALS:
     # The grid, and the controls that show that a score can move.
     CONTROLS = [arm["run"] for arm in GRID["arms"] if arm["chain"] == "controls"]
-    EVALUATED = [run for run in DEFAULT_RUNS if run in GRID["grid"] or run in CONTROLS]
+    EVALUATED = [
+        run
+        for run in DEFAULT_RUNS
+        if (run in GRID["grid"] or run in CONTROLS)
+        and (not EVALS["seeds"] or GRID["runs"][run]["seed"] in EVALS["seeds"])
+    ]
     MEASURED.append(f"{RESULTS}/evals.csv")
 
     # One process scores up to this many runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
@@ -92,7 +97,11 @@ if EVALS:
                     f"{RESULTS}/runs/{run}" for run in EVALS_BATCHES[wildcards.batch]
                 ],
                 flags=flags(
-                    {("tasks" if k == "suites" else k): v for k, v in EVALS.items()}
+                    {
+                        ("tasks" if k == "suites" else k): v
+                        for k, v in EVALS.items()
+                        if k != "seeds"
+                    }
                 ),
                 source=fingerprint("evals.harness", "evals.tasks.utils"),
                 tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),

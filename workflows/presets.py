@@ -172,12 +172,14 @@ class Evals:
         suites: NAME or NAME:ITEMS, names of `evals.harness.SUITES` or of tasks, with a limit of their own.
         limit: documents per task; 0 takes all.
         perplexity_tokens: validation tokens per corpus source.
+        seeds: of the runs that are scored; none is all.
         online: lm-eval's own tasks, which need the internet.
     """
 
     suites: tuple[str, ...] = ("perplexity", "open", "answers", "memory", "facts")
     limit: CountOrNone = 100
     perplexity_tokens: CountOrNone = 65536
+    seeds: Seeds = ()
     online: tuple[str, ...] = ()
 
 
@@ -204,7 +206,8 @@ class Preset:
         chains: ablation chains that the default target runs; all others run when asked for.
         chain_size, chain_seeds: where and how often chains run.
         chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
-        tuning_size: where the tuning target runs; None is the chains' size.
+        tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
+            preset's).
         transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
         gpu_jobs: jobs ask a cluster for GPUs; on one machine they use the GPUs that it has.
     """
@@ -224,6 +227,7 @@ class Preset:
     chain_seeds: Seeds = (0,)
     chain_rates: tuple[Positive, ...] = ()
     tuning_size: str | None = None
+    tuning_tokens: CountOrNone = 0
     transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
     gpu_jobs: bool = False
