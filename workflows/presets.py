@@ -172,14 +172,14 @@ class Evals:
         suites: NAME or NAME:ITEMS, names of `evals.harness.SUITES` or of tasks, with a limit of their own.
         limit: documents per task; 0 takes all.
         perplexity_tokens: validation tokens per corpus source.
-        seeds: of the runs that are scored; none is all.
+        seeds: of the runs that are scored; None is all.
         online: lm-eval's own tasks, which need the internet.
     """
 
     suites: tuple[str, ...] = ("perplexity", "open", "answers", "memory", "facts")
     limit: CountOrNone = 100
     perplexity_tokens: CountOrNone = 65536
-    seeds: Seeds = ()
+    seeds: Seeds | None = None
     online: tuple[str, ...] = ()
 
 
