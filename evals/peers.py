@@ -144,12 +144,12 @@ def step(module: nn.Module, function: Callable[[Tensor], Tensor], x_BTD: Tensor,
     return took
 
 
-def measure(d_model: int, rounds: int) -> list[dict]:
+def measure(d_model: int, calls: tuple[int, ...], rounds: int) -> list[dict]:
     """Rows of the `speed` table: medians, spread, and the peer's time over ours as the median over rounds."""
     torch.manual_seed(0)
     rows = []
     for name, implementations in pairs(d_model).items():
-        for tokens, backward in ((1, False), (64, False), (2048, False), (2048, True)):
+        for tokens, backward in (*((tokens, False) for tokens in calls), (max(calls), True)):
             times: dict[str, list[float]] = {impl: [] for impl in implementations}
             for module, _ in implementations.values():
                 module.train(backward)
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
     parser.add_argument("--peers", type=Path, default=Path(".cache/peers"), help="folder to install the peers into")
     parser.add_argument("--d-model", type=int, nargs="*", default=(256, 512))
+    parser.add_argument("--tokens", type=int, nargs="+", default=(1, 64, 2048), help="per forward; the most also backward")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     install(args.peers)
@@ -199,7 +200,7 @@ def main() -> None:
     keep_memory()
     rows = []
     for d_model in args.d_model:
-        rows += measure(d_model, args.rounds)
+        rows += measure(d_model, tuple(args.tokens), args.rounds)
         schema.write(args.out, "speed", rows)
 
 

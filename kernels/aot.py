@@ -1,6 +1,6 @@
 """Ahead-of-time gate: compiles every Triton kernel for sm_80 and sm_90 on a machine without a GPU and judges the code.
 
-    python -m kernels.aot [--csv FILE] [--record]
+    python -m kernels.aot [--csv FILE] [--only NAME | --record]
 
 What is compiled is what the wrappers launch: the public functions run on meta tensors, each launch is caught, and its
 arguments are specialised as Triton's JIT would (16-byte alignment, constants). Judged, per kernel and architecture:
@@ -232,11 +232,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--csv", type=pathlib.Path, help="write the table to this file")
     parser.add_argument("--record", action="store_true", help=f"make the register counts found those of {CEILINGS.name}")
+    parser.add_argument("--only", default="", metavar="NAME", help="only cases whose name begins so, such as topm")
     options = parser.parse_args(argv)
+    chosen = [case for case in cases() if case.name.startswith(options.only)]
+    if not chosen or (options.only and options.record):
+        parser.error("--record takes no --only" if chosen else f"no case begins with {options.only!r}")
     ceilings, rows = {} if options.record else read_ceilings(), []
     columns = ["registers", "spills", "shared_bytes", "loads_128", "loads_narrow", "async_copies_128", "tensor_cores"]
     print(f"{'case':44s} sm " + " ".join(columns))
-    for case in cases():
+    for case in chosen:
         for sm in ARCHITECTURES:
             build = compile_case(case, sm)
             free = options.record or case.rejected_for

@@ -1,14 +1,26 @@
-"""What the README says of results is what results/reference holds, and its commands exist."""
+"""What the README says of results is what results/reference holds, and every command of its table runs.
 
+The commands are read from the README. Each is executed with a real exit code: training as a dry run of the smoke preset, the
+rest in small. A new line of the table is tested as it stands there; one that nobody knows how to make small fails.
+"""
+
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_parity import OTHERS, official
 
 from evals import schema
 from workflows import presets
 
 ROOT = Path(__file__).parent.parent
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "Dense": "dense",
@@ -50,6 +62,120 @@ def test_every_preset_and_chain_is_named():
         assert f"`{name}`" in README or f" {name}" in README, name
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", README))))
-def test_modules_that_are_named_exist(module):
-    assert ROOT.joinpath(*module.split(".")).with_suffix(".py").exists()
+def commands(readme: str) -> list[str]:
+    """Commands of the table, in order; words in backticks after one are other last words of it."""
+    found = []
+    for cell in re.findall(r"^\| (`.*?) \|", readme.split("## What you can ask for")[1].split("| preset |")[0], re.M):
+        for code in re.findall(r"`([^`]+)`", cell):
+            is_command = re.match(r"(snakemake|python|make)\b", code)
+            found.append(code if is_command else f"{found[-1].rsplit(' ', 1)[0]} {code}")
+    return found
+
+
+COMMANDS = commands(README)
+SNAKEMAKE = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("snakemake ")]
+PYTHON = [command for command in COMMANDS if not command.startswith("snakemake ")]
+
+# What makes a module's command small: the words that stand for the user's own, and options after them.
+WORDS = {
+    "FILE.npz ...": "case.npz",
+    "[NAME ...]": "UltraMemV2-227M",
+    "results/cpu": "results/tiny",
+    "results/gpu1": "results/tiny",
+    "results/reference": "results/tiny",
+}
+SMALL = {
+    "models.parity": "",
+    "models.count": "",
+    "evals.peers": f"--d-model 16 --tokens 4 --rounds 2 --peers {shlex.quote(str(ROOT / '.cache/peers'))}",
+    "evals.compare": "",
+    "reports.build": "",
+    "kernels.aot": "--only topm_backward",
+    "evals.access": "",
+}
+# Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
+SPEED = "--d-model 64 --threads 1 --batch-size 2 --seq-len 32 --rounds 2"
+STAGES = ("access", "modelled", "evaluate", "claims", "latency")
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=ENV, capture_output=True, text=True)
+
+
+def snakemake(folder: Path, *words: str) -> str:
+    done = run(["snakemake", "--cores", "1", "--snakefile", str(ROOT / "Snakefile"), *words], folder)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr
+
+
+def target(words: list[str]) -> str:
+    """Of the words of a snakemake command: what it asks for."""
+    words = words[: words.index("--config")] if "--config" in words else words
+    left = [word for word, before in zip(words, ["", *words], strict=False) if "--cores" not in (word, before)]
+    assert len(left) <= 1, f"more than one target in {words}"
+    return left[0] if left else "all"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder to work in, with a small results folder and a case of the official release."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "results/tiny").mkdir(parents=True)
+    for table in ("runs", "arms", "matched_compute", "speed"):
+        shutil.copy(ROOT / f"results/reference/{table}.csv", folder / "results/tiny")
+    np.savez(folder / "case.npz", **official(*OTHERS["own table, E=4"]))
+    return folder
+
+
+def test_the_table_is_read_whole():
+    assert len(COMMANDS) >= 23
+    assert "snakemake --cores all ablation_density" in COMMANDS
+    assert commands("## What you can ask for\n| `python -m a b` (`c`) | x |\n| `make` | y |") == [
+        "python -m a b",
+        "python -m a c",
+        "make",
+    ]
+
+
+def test_snakemake_commands_run(folder):
+    """Every target in one dry run of the smoke preset; what is beside training and the default target, really."""
+    targets = list(dict.fromkeys(map(target, SNAKEMAKE)))
+    known = {"all", "plan", "speed", "tuning", *STAGES, *(f"ablation_{chain}" for chain in presets.load_chains())}
+    assert set(targets) <= known, "say here how a new target is run in small"
+    told = snakemake(folder, "--dry-run", "--quiet", "host", "--printshellcmds", *targets, "--config", "preset=smoke")
+    assert set(re.findall(r"^(\w+) +\d+$", told, re.M)) >= set(targets) - {"all"}
+    (speed,) = re.findall(r"exec \S+ -m (evals\.training_speed .*)", told)
+    done = run([*shlex.split(speed), *shlex.split(SPEED)], folder)
+    assert done.returncode == 0, done.stderr
+    assert set(schema.read(folder / "results/smoke/speed.csv", "speed").impl) == {"ours", "plain GPT"}
+
+
+def test_plan_runs_for_the_gpu_that_is_named_and_no_other_target_takes_one(folder):
+    (words,) = [words for words in SNAKEMAKE if target(words) == "plan"]
+    config = [word for word in words[words.index("--config") + 1 :] if not word.startswith("preset=")]
+    assert config == ["gpu=H100", "gpus=64"]
+    told = snakemake(folder, "plan", "--config", "preset=smoke", *config)
+    assert "assumed: CUDA: NVIDIA H100-SXM5-80GB reaches 35% of its 989 TFLOPs/s" in told
+    assert re.search(r"prediction, default target: 6 runs, [\d.]+ GPU-hours, .* at best on 64 workers", told)
+    assert re.search(r"memory per GPU, size xs: up to [\d.]+ GiB \(\S+\) of 74\.5 GiB, fits", told)
+    assert schema.read(folder / "results/smoke/plan.csv", "plan").fits.all()
+    words = ["snakemake", "--cores", "1", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", "latency"]
+    refused = run([*words, "--config", "preset=smoke", *config], folder)
+    assert refused.returncode == 1
+    assert "say what `snakemake plan` predicts for; every other target uses" in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_python_commands_run(command, folder):
+    assert command.startswith("python -m "), f"say here how {command!r} is run in small"
+    module = command.split()[2]
+    assert module in SMALL, f"say here how python -m {module} is run in small"
+    for word, own in WORDS.items():
+        command = command.replace(word, own)
+    done = run([*shlex.split(command)[2:], *shlex.split(SMALL[module])], folder)
+    if "connect this machine to an index" in done.stderr:  # offline, the peers cannot be had
+        assert (module, done.returncode) == ("evals.peers", 2)
+        return
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    for name in re.findall(r"--out (\S+)", command):
+        assert (folder / name).stat().st_size > 100
