@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from evals import schema
+from evals.widths import slopes
 from models.match import MatchError, match
 from models.transformer import ModelConfig, Transformer
 from workflows import errors
@@ -32,7 +33,6 @@ from workflows.presets import Preset, Size, Train, load_preset
 WIDTHS, SEEDS, STEPS = (32, 64, 128, 256), (0, 1, 2), 10
 WIDTH_RULES = ("scaled", "flat")
 VOCAB, BATCH, SEQ_LEN = 512, 8, 64
-FLAT = 0.25  # the largest slope of log rms over log width that counts as flat
 
 
 def widths_of(preset: Preset, widths: tuple[int, ...]) -> Preset:
@@ -125,21 +125,6 @@ def measure(archs: tuple[str, ...], widths: tuple[int, ...], seeds: tuple[int, .
                     for (step, where), value in values.items()
                 ]
     return rows
-
-
-def slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """Slope of log rms over log width of every arch, width_rule, step and where, and whether it counts as `flat`.
-
-    Raises:
-        UserError: there is only one width.
-    """
-    if frame.d_model.nunique() < 2:
-        raise UserError(f"a slope over widths takes two widths or more, and there is only d_model {frame.d_model.iloc[0]}")
-    keys, rows = ["arch", "width_rule", "step", "where"], []
-    for key, group in frame.groupby(keys, sort=False):
-        slope = np.polyfit(np.log(group.d_model), np.log(group.value), 1)[0]
-        rows.append(dict(zip(keys, key, strict=True)) | {"slope": slope, "flat": bool(abs(slope) <= FLAT)})
-    return pd.DataFrame(rows)
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from evals import coordinates, schema
-from evals.coordinates import STEPS, WIDTH_RULES, slopes
+from evals.coordinates import STEPS, WIDTH_RULES
+from evals.widths import slopes
 from models.match import match
 from workflows import errors
 from workflows.errors import UserError

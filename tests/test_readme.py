@@ -142,7 +142,7 @@ def test_snakemake_commands_run(folder):
     targets = list(dict.fromkeys(map(target, SNAKEMAKE)))
     known = {"all", "plan", "speed", "tuning", *STAGES, *(f"ablation_{chain}" for chain in presets.load_chains())}
     assert set(targets) <= known, "say here how a new target is run in small"
-    told = snakemake(folder, "--dry-run", "--printshellcmds", *targets, "--config", "preset=smoke")
+    told = snakemake(folder, "--dry-run", "--quiet", "host", "--printshellcmds", *targets, "--config", "preset=smoke")
     assert set(re.findall(r"^(\w+) +\d+$", told, re.M)) >= set(targets) - {"all"}
     (speed,) = re.findall(r"exec \S+ -m (evals\.training_speed .*)", told)
     done = run([*shlex.split(speed), *shlex.split(SPEED)], folder)
