@@ -58,7 +58,8 @@ def test_verdicts_are_those_of_the_reference():
 
 
 def test_every_preset_and_chain_is_named():
-    for name in (*presets.preset_names(), *(f"ablation_{chain}" for chain in presets.load_chains()), "tuning", "plan"):
+    chains = [f"ablation_{chain}" for chain in presets.load_chains() if not chain.startswith("diagnosis_")]
+    for name in (*presets.preset_names(), *chains, "diagnosis", "tuning", "plan"):
         assert f"`{name}`" in README or f" {name}" in README, name
 
 
@@ -95,7 +96,7 @@ SMALL = {
 }
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
 SPEED = "--d-model 64 --threads 1 --batch-size 2 --seq-len 32 --rounds 2"
-STAGES = ("access", "modelled", "evaluate", "claims", "latency")
+STAGES = ("access", "modelled", "evaluate", "claims", "latency", "coordinates", "diagnosis")
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
