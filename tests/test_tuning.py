@@ -10,25 +10,47 @@ from workflows import presets
 from workflows.errors import UserError
 
 SWEEP = schema.read(Path(__file__).parent.parent / "results/reference/tuning.csv", "tuning")
+PRESET = presets.load_preset("cpu")
+TUNED = SWEEP[SWEEP["size"] == PRESET.tuning_size]
 
 
 def test_sweep_is_what_the_config_says():
-    tried = {arch: [json.loads(s) for s in rows.setting] for arch, rows in SWEEP.groupby("arch")}
-    assert tried == presets.load_tuning()
+    tuning = presets.load_tuning()
+    assert {arch: tuple(json.loads(s) for s in rows.setting) for arch, rows in TUNED.groupby("arch")} == {
+        arch: tries.settings for arch, tries in tuning.items()
+    }
+    wider = SWEEP[SWEEP["size"] == PRESET.transfer_size]
+    assert {arch: tuple(rows.lr) for arch, rows in wider.groupby("arch")} == {a: t.transfer for a, t in tuning.items()}
 
 
 @pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
-def test_recipe_is_the_winner(arch):
-    rows = SWEEP[SWEEP.arch == arch]
+def test_recipe_is_the_winner_and_lies_inside_the_sweep(arch):
+    rows = TUNED[TUNED.arch == arch]
     best = json.loads(rows.loc[rows.val_loss.idxmin()].setting)
-    recipe = dict(presets.load_preset("cpu").recipes[arch])
+    recipe = dict(PRESET.recipes[arch])
     fields = recipe.pop("arch", {})
     assert {f"train.{key}": value for key, value in recipe.items()} | fields == best
     assert rows[rows.chosen].setting.tolist() == [json.dumps(best)]
+    assert rows.lr.min() < best["train.lr"] < rows.lr.max(), "the best rate is on the edge of the sweep: widen it"
 
 
-def test_unequal_tuning_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "tuning.yaml").write_text("dense: [{train.lr: 0.1}]\nmoe2: [{train.lr: 0.1}, {train.lr: 0.2}]\n")
+@pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
+def test_the_best_rate_is_the_same_at_twice_the_width(arch):
+    """Within a factor 1.5, the step of the sweep."""
+    wider = SWEEP[(SWEEP.arch == arch) & (SWEEP["size"] == PRESET.transfer_size)]
+    best = wider.loc[wider.val_loss.idxmin()].lr
+    assert 1 / 1.51 < best / PRESET.recipes[arch]["lr"] < 1.51
+
+
+@pytest.mark.parametrize(
+    ("moe2", "what"),
+    [
+        ("{settings: [{train.lr: 0.1}, {train.lr: 0.2}]}", "settings"),
+        ("{settings: [{train.lr: 0.1}], transfer: [1.0]}", "transfer"),
+    ],
+)
+def test_unequal_tuning_is_refused(monkeypatch, tmp_path, moe2, what):
+    (tmp_path / "tuning.yaml").write_text(f"dense: {{settings: [{{train.lr: 0.1}}]}}\nmoe2: {moe2}\n")
     monkeypatch.setattr(presets, "CONFIGS", tmp_path)
-    with pytest.raises(UserError, match=r"tried equally often, but the counts are .*'moe2': 2"):
+    with pytest.raises(UserError, match=rf"equally many {what}, but the counts are .*'moe2'"):
         presets.load_tuning()
