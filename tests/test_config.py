@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -137,7 +138,7 @@ def test_any_config_is_a_preset_or_one_sentence(config):
 
 NUMBERS = {
     "train": ("tokens", "batch_size", "seq_len", "lr", "workers", "threads", "evaluate", "validation_tokens", "eps"),
-    "sizes.xs": ("d_model", "n_layers", "n_heads", "n_kv_heads", "lr_scale"),
+    "sizes.xs": ("d_model", "n_layers", "n_heads", "n_kv_heads", "token_scale"),
     "measure.latency": ("context", "threads", "rounds", "budget_s"),
     "measure.evals": ("limit", "perplexity_tokens"),
 }
@@ -260,6 +261,51 @@ def test_equal_runs_are_one_run(tmp_path):
     plan, found = resolve.resolve(preset, {"same": same}, tmp_path)
     assert [row["run"] for row in plan["arms"]] == ["ultramem-xs-s0"]
     assert [run for run in found if not run.startswith("tuning.")] == plan["grid"]
+
+
+def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
+    preset = replace(load_preset("smoke"), chain_size="xs", chain_rates=(0.001, 0.006))
+    base = Step(id="base", label="as in the grid", arch="ultramem")
+    chains = {"c": Chain(title="", kind="sweep", base=base, steps=(), tuned=True, seeds=(0, 1))}
+    plan, found = resolve.resolve(preset, chains, tmp_path)
+    assert [(found[row["run"]].train.lr, found[row["run"]].seed, row["lr"]) for row in plan["arms"]] == [
+        (0.001, 0, 0.001),
+        (0.001, 1, 0.001),
+        (0.006, 0, 0.006),
+        (0.006, 1, 0.006),
+    ]
+
+
+def test_main_chains_begin_and_end_at_the_grids_models():
+    """evidence.md section 1.4: a base that is not the grid's own punishes or flatters every step."""
+    preset, chains = load_preset("cpu"), presets.load_chains()
+    group = matched.match_size(preset, preset.chain_size)
+    for name, first, last in (("ultramem", "pkm", "ultramem"), ("ultramem_v2", "ultramem", "ultramem_v2")):
+        arms = ablate.chain_arms(chains[name])
+        models = [ablate.resolve_arm(preset, group, preset.chain_size, chains[name], deltas, "t")[1] for _, deltas in arms]
+        tensors = []
+        for model in (models[0], group.models[first], models[-1], group.models[last]):
+            torch.manual_seed(0)
+            tensors.append(sorted((tuple(p.shape), p.sum().item()) for p in model.build().parameters()))
+        assert tensors[0] == tensors[1], f"{name}: its base is not the grid's {first}"
+        assert tensors[2] == tensors[3], f"{name}: its last row is not the grid's {last}"
+
+
+def test_repeats_add_seeds_to_a_part_of_the_grid():
+    grid = presets.load_preset("cpu").grid
+    cells = grid.cells()
+    assert len(cells) == len(set(cells)) == 4 * 6 + 4 * 2
+    assert ("d64", "dense", 2) in cells
+    assert ("d64", "pkm", 1) not in cells
+    assert ("d40", "dense", 1) not in cells
+
+
+def test_tokens_follow_the_size_and_widths_carry_the_base():
+    preset = load_preset("cpu")
+    lengths = {size: matched.recipe(preset, "dense", size).tokens for size in preset.grid.sizes}
+    assert lengths["d64"] == preset.train["tokens"]
+    assert lengths["d80"] / lengths["d40"] == pytest.approx((80 / 40) ** 2, rel=0.01)
+    assert {matched.prototype(preset, "dense", size).base_width for size in preset.grid.sizes} == {64}
 
 
 def test_config_round_trips(tmp_path):

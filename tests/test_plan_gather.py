@@ -74,17 +74,38 @@ def test_cost_is_of_runs_and_of_stages(results):
 
 def test_one_chain_alone(results, tmp_path):
     grid = json.loads((results / "grid.json").read_text())
-    grid["arms"] = [row("arms", chain="mine", step="a", order=0, run="pkm-xs-s0", kind="sweep", set="{}")]
+    grid["arms"] = [row("arms", chain="mine", step="a", order=0, run="pkm-xs-s0", kind="sweep", set="{}", lr=0.1)]
     (results / "grid.json").write_text(json.dumps(grid))
     assert gather.gather(results, tmp_path / "out", "mine") == 1
     assert list(schema.read(tmp_path / "out/arms.csv", "arms").run) == ["pkm-xs-s0"]
 
 
-def test_best_setting_of_each_architecture_is_chosen(results):
-    grid = json.loads((results / "grid.json").read_text())
-    tried = [{"arch": "a", "setting": "{}", "lr": 0.1, "run": run} for run in ("dense-xs-s0", "pkm-xs-s0")]
-    rows = gather.tuning_rows(grid | {"tuning": tried}, ["dense-xs-s0", "pkm-xs-s0"], results)
-    assert [r["chosen"] for r in rows] == [False, True]
+def scored(results, losses: dict[str, float]) -> None:
+    """Runs of these validation losses."""
+    for run, loss in losses.items():
+        schema.write(results / "runs" / run / "runs.csv", "runs", [row("runs", run=run, val_loss=loss)])
+
+
+def test_best_setting_of_each_architecture_is_chosen_and_an_edge_is_said(results):
+    grid, losses = json.loads((results / "grid.json").read_text()), {"a1": 3.0, "a2": 2.0, "a3": 4.0, "a4": 1.0, "a5": 5.0}
+    scored(results, losses)
+    rates = {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.1, "a5": 0.2}
+    tried = [
+        {"arch": "a", "size": "wide" if run in ("a4", "a5") else "base", "setting": "{}", "lr": lr, "run": run}
+        for run, lr in rates.items()
+    ]
+    rows = gather.tuning_rows(grid | {"tuning": tried}, list(losses), results)
+    assert [r["run"] for r in rows if r["chosen"]] == ["a2"]  # the wider size chooses nothing
+    assert [r["run"] for r in rows if r["edge"]] == ["a4"]
+
+
+def test_every_row_of_a_tuned_chain_has_its_best_rate_by_mean_over_seeds(results):
+    losses = {"lo-s0": 2.0, "lo-s1": 4.0, "hi-s0": 2.5, "hi-s1": 2.7}
+    scored(results, losses)
+    arms = [{"chain": "c", "step": "a", "run": run, "lr": 0.1 if run.startswith("lo") else 0.2} for run in losses]
+    rows = gather.arm_rows(arms, results)
+    assert [r["run"] for r in rows] == ["hi-s0", "hi-s1"]
+    assert {r["tried"] for r in rows} == {'{"0.1": 3.0, "0.2": 2.6}'}
 
 
 def test_one_more_table_of_the_runs_that_have_it(results):
