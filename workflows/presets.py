@@ -273,6 +273,14 @@ def raw_preset(name: str) -> dict:
     return merge(raw_preset(parent), data) if parent else data
 
 
+def of_corpus(data: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """The data config with another corpus: its own sources, and of a streamed one as much text as `pypi` has."""
+    if corpus == data["corpus"]:
+        return data
+    data = {key: value for key, value in data.items() if key != "sources"} | {"corpus": corpus}
+    return data if corpus == "pypi" else {"limit_bytes": 60_000_000} | data
+
+
 def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
     """A preset with the command line's `--config` values laid on it.
 
@@ -291,7 +299,7 @@ def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
         if key in ("seeds", "archs", "sizes"):
             data = merge(data, {"grid": {key: value}})
         elif key == "corpus":
-            data = merge(data, {"data": {"corpus": value}})
+            data["data"] = of_corpus(data["data"], value)
         else:
             data = merge(data, {"train": {key: value}})
     return strict.build(Preset, data, f"preset {name}")
