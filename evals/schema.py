@@ -7,7 +7,10 @@ value is an empty cell, never 0. `run` is the key between tables; provenance sta
 """
 
 import csv
+import fcntl
+import hashlib
 import io
+import json
 import math
 import numbers
 import os
@@ -456,13 +459,17 @@ def write(path: str | Path, table: str, rows: Iterable[Mapping] | pd.DataFrame) 
             writer.writerow([column.format(row.get(column.name)) for column in schema])
         except ValueError as error:
             raise ValueError(f"row {number} for {path} does not fit table {table!r}: {error}") from None
-    path = Path(path)
+    _replace(Path(path), text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is whole or untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8", newline=""
     ) as file:
         try:
-            file.write(text.getvalue())
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
@@ -518,6 +525,44 @@ def read(path: str | Path, table: str) -> pd.DataFrame:
 def gather(paths: Iterable[str | Path], table: str, out: str | Path) -> None:
     """Join files of one table into `out`, in the order given; errors as `read`."""
     write(out, table, [row for path in paths for row in read(path, table).astype(object).to_dict("records")])
+
+
+MANIFEST = "manifest.json"
+
+
+def seal(folder: Path, tables: Iterable[str]) -> None:
+    """Note sha256 and number of rows of `tables`, just written to `folder`, in its manifest.json."""
+    folder = Path(folder)
+    with (folder / f".{MANIFEST}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # stages that run side by side each note theirs
+        path = folder / MANIFEST
+        manifest = json.loads(path.read_text()) if path.exists() else {}
+        for table in tables:
+            content = (folder / f"{table}.csv").read_bytes()
+            rows = len(read(folder / f"{table}.csv", table))
+            manifest[table] = {"sha256": hashlib.sha256(content).hexdigest(), "rows": rows}
+        _replace(path, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
+
+
+def check_seal(folder: Path) -> None:
+    """Compare the tables of `folder` with its manifest.json; without one there is nothing to compare.
+
+    Raises:
+        UserError: a table is missing or not as it was written; or the manifest is no JSON.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text()) if path.exists() else {}
+        expected = {table: entry["sha256"] for table, entry in manifest.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is damaged: run python -m workflows.gather {folder} again") from None
+    for table, sha256 in expected.items():
+        file = Path(folder) / f"{table}.csv"
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise UserError(
+                f"{file} is missing or was changed after it was gathered from the runs (its sha256 is not that of {MANIFEST}): "
+                f"delete both files and run snakemake again"
+            )
 
 
 def markdown() -> str:

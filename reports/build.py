@@ -7,7 +7,7 @@ The same CSVs give the same bytes, on any machine: neither torch nor the trainer
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -37,7 +37,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def render(folder: Path, also: Iterable[Path] = ()) -> str:
+def render(folder: Path, also: Sequence[Path] = ()) -> str:
     """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used."""
     results = Results(folder, also)
     sections = [(name, title, list(draw(results))) for name, title, draw in SECTIONS]

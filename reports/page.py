@@ -1,6 +1,6 @@
 """What a page is made of: results as found in a folder, and the blocks (text, table, picture) that show them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -124,8 +124,10 @@ class Results:
     names folders of other machines, whose times are shown beside these; their runs are not, and are not linked.
     """
 
-    def __init__(self, folder: Path, also: Iterable[Path] = ()):
+    def __init__(self, folder: Path, also: Sequence[Path] = ()):
         self.folder = folder
+        for each in (folder, *also):
+            schema.check_seal(each)
         found = read_folder(folder)
         if not found:
             raise UserError(f"{folder} holds none of the CSVs that make a report: run `snakemake` first")

@@ -449,6 +449,13 @@ def test_bits_per_parameter_adds_what_is_known_of_each_attribute(lm):
     assert per_active["value"] == pytest.approx(13_000 / cost.active_params)
 
 
+def test_a_corpus_without_facts_is_not_asked_for_any(uniform, wheel, tmp_path):
+    """The hub's have none; naming the task itself says so."""
+    assert evaluate(uniform, ["facts"], wheel, tmp_path, None, limit=3) == []
+    with pytest.raises(UserError):
+        evaluate(uniform, ["corpus_facts"], wheel, tmp_path, None, limit=3)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_memory_task_has_a_file(task, uniform, wheel, tmp_path):
     rows = evaluate(uniform, [task], wheel, tmp_path, BioS(), limit=3)

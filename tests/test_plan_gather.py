@@ -11,6 +11,7 @@ from synthetic import row
 from evals import schema
 from evals.roofline import Device
 from models.transformer import ModelConfig
+from reports.page import Results
 from workflows import gather, plan, resolve, runs
 from workflows.errors import UserError
 from workflows.grid import grid_key, load_grid
@@ -70,6 +71,27 @@ def test_cost_is_of_runs_and_of_stages(results):
         ("evals", "dense-xs-s0", 7.25),
         ("latency", "", 98.5),
     ]
+
+
+def test_a_table_changed_by_hand_is_refused_by_the_report(results):
+    gather.gather(results, results)
+    schema.write(results / "speed.csv", "speed", [])  # no gathered table: free to come and go
+    manifest = json.loads((results / "manifest.json").read_text())
+    assert {"arms", "health", "matched_compute", "runs", "train"} <= set(manifest)
+    assert "speed" not in manifest
+    assert manifest["runs"]["rows"] == 2
+    Results(results)
+    runs = results / "runs.csv"
+    written = runs.read_text()
+    runs.write_text(written.replace(",5.0,", ",4.0,"))
+    assert runs.read_text() != written
+    with pytest.raises(UserError, match=r"runs.csv is missing or was changed after it was gathered .*manifest.json"):
+        Results(results)
+    gather.gather(results, results)
+    Results(results)
+    (results / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        Results(results)
 
 
 def test_one_chain_alone(results, tmp_path):

@@ -17,6 +17,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -24,9 +25,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from evals.memory_tasks import MixtureConfig
-from workflows import contamination, corpus, errors, prepare, train
+from workflows import contamination, corpus, errors, prepare, strict, train
 from workflows.errors import UserError
 from workflows.prepare import DataConfig
+from workflows.presets import load_preset
 from workflows.shards import load_shards
 
 ROOT = Path(__file__).parent.parent
@@ -439,6 +441,15 @@ def test_offline(index, folders, monkeypatch, capsys):
     assert "second" not in said[0]
 
 
+@pytest.mark.parametrize("why", ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded: '/x'"])
+def test_a_full_disk_is_not_taken_for_a_lost_network(index, folders, why):
+    index.error = f"Could not install packages due to an OSError: {why}"
+    with pytest.raises(UserError, match=r"evaluation\.whl could not be downloaded for want of room .*free some space") as error:
+        prepare.prepare(SMALL, *folders)
+    assert why in str(error.value)
+    assert "index" not in str(error.value)
+
+
 def test_full_disk(index, folders, monkeypatch, capsys):
     out, cache = folders
     prepare.prepare(SMALL, out, cache)
@@ -524,6 +535,79 @@ def test_a_lost_hub_is_one_sentence_and_leaves_nothing(index, folders, fail_afte
     assert leftovers(out) == []
 
 
+@pytest.fixture
+def mirror(tmp_path, monkeypatch) -> Path:
+    """Local files in the place of the hub's: JSON lines for C4, parquet for FineWeb-Edu."""
+    c4, fineweb = tmp_path / "mirror/allenai/c4/en", tmp_path / "mirror/HuggingFaceFW/fineweb-edu/sample-10BT"
+    for folder in (c4, fineweb):
+        folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        rows = [{"text": f"{split} {i} {words(i, 60)}", "url": "x"} for i in range(1500)]
+        (c4 / f"{split}-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if split == "train":
+            pq.write_table(pa.Table.from_pylist(rows), fineweb / "train-0.parquet")
+    monkeypatch.setenv("ULTRAMEM_DATASETS", str(tmp_path / "mirror"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "mirror"
+
+
+@pytest.mark.parametrize("corpus_name", ["c4", "fineweb-edu"])
+def test_smoke_with_another_corpus_streams_local_files(index, folders, mirror, corpus_name):
+    """From the preset with `--config corpus=...` to the prepared corpus, by the real `datasets`."""
+    preset = load_preset("smoke", {"corpus": corpus_name})
+    assert "sources" not in preset.data
+    data = preset.data | {"limit_bytes": 300_000, "vocab_size": 400}
+    meta = prepare.prepare(strict.build(DataConfig, data | {"memory_tasks": SMALL_MIX}, "data"), *folders)
+    shards = load_shards(folders[0])
+    assert list(shards.validation) == [corpus_name]
+    assert 300_000 <= meta["sources"][corpus_name]["bytes"]["train"] < 301_000
+    assert any(text.startswith("train 1") for text in texts(shards.train, folders[0]))
+    assert "caveat" not in meta["sources"][corpus_name]
+    assert meta["sources"][corpus_name]["headline"]
+
+
+SMALL_MIX = MixtureConfig(n_tokens=9_000, n_people=3, exposures=2)
+
+
+def test_a_missing_mirror_is_one_sentence(index, folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("ULTRAMEM_DATASETS", str(tmp_path / "nowhere"))
+    cfg = DataConfig(corpus="c4", vocab_size=400, limit_bytes=200_000)
+    with pytest.raises(UserError, match=r"streams allenai/c4 from ULTRAMEM_DATASETS=.*nowhere, which could not be read"):
+        prepare.prepare(cfg, *folders)
+
+
+def test_without_the_hub_there_is_one_sentence_and_exit_2(index, folders, monkeypatch, capsys):
+    """The real client, cut off from the network."""
+    import huggingface_hub.constants
+
+    monkeypatch.delenv("ULTRAMEM_DATASETS", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    out, cache = folders
+    arguments = ["--corpus", "c4", "--limit-bytes", "200000", "--out", str(out), "--cache", str(cache)]
+    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        errors.run(prepare.main)
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
+    assert exit_.value.code == 2
+    assert len(said) == 1
+    assert said[0].startswith("error: corpus 'c4' streams allenai/c4 from the hub, which could not be read (")
+    assert said[0].endswith("connect this machine to the internet or use corpus 'pypi'")
+    assert leftovers(out) == []
+
+
+@pytest.mark.parametrize(("preset", "limit"), [("smoke", 1_500_000), ("cpu", 60_000_000)])
+def test_sources_follow_the_corpus(preset, limit):
+    for name in ("c4", "fineweb-edu"):
+        data = load_preset(preset, {"corpus": name}).data
+        assert data["limit_bytes"] == limit
+        assert strict.build(DataConfig, data | {"memory_tasks": None}, "data").sources == (name,)
+    same = load_preset("smoke", {"corpus": "pypi"})
+    assert same.data == load_preset("smoke").data
+    back = load_preset("gpu1", {"corpus": "pypi"}).data
+    assert strict.build(DataConfig, back | {"memory_tasks": None}, "data").sources == tuple(corpus.SOURCES["pypi"])
+
+
 def test_foreign_folder_and_second_run_are_refused(index, folders):
     out, cache = folders
     out.mkdir(parents=True)
@@ -545,7 +629,7 @@ def test_damaged_shards_are_noticed(index, folders):
     content[100] ^= 1
     (out / "train.bin").write_bytes(content)
     with pytest.raises(UserError, match=r"train\.bin is damaged"):
-        load_shards(out).verify()
+        load_shards(out)
     (out / "train.bin").write_bytes(content[:-2])
     with pytest.raises(UserError, match=r"train\.bin does not hold"):
         load_shards(out)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,6 +201,35 @@ def test_diverged_loss_names_step_and_checkpoint(tmp_path, corpus, models):
     with pytest.raises(UserError, match=r"at step 4; the last good checkpoint is .*checkpoint.safetensors.*lower lr"):
         one.train(NoStop())
     assert checkpoint.read_tensors(one.checkpoint)[1]["step"] == 3
+
+
+def test_data_changed_in_place_is_refused(tmp_path, corpus, models):
+    """2,000 tokens of the same length: nothing is trained on what meta.json does not name."""
+    other = shutil.copytree(corpus, tmp_path / "other")
+    content = bytearray((other / "train.bin").read_bytes())
+    content[30_000:34_000] = bytes(4_000)
+    (other / "train.bin").write_bytes(content)
+    folder = make_run(tmp_path / "run", other, models["dense"])
+    done = finish(folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {other / 'train.bin'} is damaged or missing (its sha256 is not that of meta.json)")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "runs.csv").exists()
+
+
+def test_weights_changed_in_place_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {"a": torch.arange(50.0), "b": torch.ones(3, 2, dtype=torch.bfloat16), "c": torch.tensor(7)}
+    checkpoint.write_tensors(path, tensors, {"step": 3})
+    read, note = checkpoint.read_tensors(path)
+    assert note == {"step": 3}
+    assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+    whole = path.read_bytes()
+    for old, new in [(np.float32(33).tobytes(), np.float32(34).tobytes()), (b'step\\": 3', b'step\\": 4')]:
+        assert whole.count(old) == 1
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(UserError, match=r"model.safetensors is not what was written \(another sha256\)"):
+            checkpoint.read_tensors(path)
 
 
 def test_second_trainer_is_refused(tmp_path):

@@ -1,5 +1,9 @@
 """Where text comes from: pinned wheels of a package index (read, never installed) or a streamed data set of the hub.
 
+`ULTRAMEM_DATASETS=FOLDER` reads the hub's data sets from local files instead: FOLDER/{dataset}/{subset}/ holds files that
+`datasets` reads (.jsonl, .json.gz, .parquet; a field `text`), their names begin with the split, as train-0.jsonl. So a mirror
+serves a machine that is offline, and any text of one's own can take the place of a corpus.
+
 Every source yields `Document`s of clean text. The pins stand in configs/sources.yaml. Wheels are fetched by
 `pip download`, so that a user's mirror, proxy and pip cache work, and are checked by sha256 before use.
 """
@@ -26,6 +30,7 @@ import yaml
 from workflows.errors import UserError
 
 SOURCES = yaml.safe_load((Path(__file__).parent / "configs" / "sources.yaml").read_text())
+FULL = ("No space left on device", "Disk quota exceeded")
 MIN_DOCUMENTATION_CHARS = 80  # shorter API strings are boilerplate ("The name of the role.")
 
 
@@ -88,6 +93,11 @@ def _pip_download(pin: dict[str, str], folder: Path, cache: Path) -> Path:
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     outcome = subprocess.run(command, check=False, capture_output=True, text=True)
     if outcome.returncode != 0 or not (folder / pin["wheel"]).is_file():
+        if full := next((line for line in outcome.stderr.splitlines() if any(word in line for word in FULL)), None):
+            raise UserError(
+                f"{pin['wheel']} could not be downloaded for want of room ({full.strip()}); free some space in {cache} and in "
+                f"{tempfile.gettempdir()} (TMPDIR names another folder for pip's files)"
+            )
         errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or outcome.stderr.split("\n")
         raise UserError(
             f"pip could not download {requirement} ({errors[0].strip() or 'no message'}); connect this machine to a "
@@ -170,13 +180,15 @@ def hub_documents(corpus: str, heldout_bytes: int, load: Callable | None = None)
     Raises:
         UserError: the hub cannot be reached, at the start or midway.
     """
-    pin = SOURCES["hub"][corpus]
+    pin, local = SOURCES["hub"][corpus], os.environ.get("ULTRAMEM_DATASETS")
     try:
         if load is None:
             from datasets import load_dataset as load  # slow to import and needed here only
 
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else every retry is a warning of two lines
 
+        if local:
+            files, load = load, lambda name, subset, **options: files(f"{local}/{name}", data_dir=subset, **options)
         if pin["heldout_split"]:
             room = {"validation": heldout_bytes, "test": heldout_bytes}
             for row in load(pin["dataset"], pin["subset"], split=pin["heldout_split"], streaming=True):
@@ -191,9 +203,10 @@ def hub_documents(corpus: str, heldout_bytes: int, load: Callable | None = None)
             yield Document(corpus, clean(row["text"]), split="train" if pin["heldout_split"] else None)
     except Exception as error:  # datasets, fsspec and the http client each have their own tree of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = f"ULTRAMEM_DATASETS={local}" if local else "the hub"
         raise UserError(
-            f"corpus {corpus!r} streams {pin['dataset']} from the hub, which could not be read ({reason}); "
-            "connect this machine to the internet or use corpus 'pypi'"
+            f"corpus {corpus!r} streams {pin['dataset']} from {where}, which could not be read ({reason}); "
+            f"{'mend that folder' if local else 'connect this machine to the internet'} or use corpus 'pypi'"
         ) from error
 
 

@@ -148,6 +148,8 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
     if chain:
         schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
+    written = [*PER_RUN, "arms", *(["tuning"] if tuning else []), "matched_compute", *(["cost"] if chain else [])]
+    schema.seal(out, written)
     if (results / "data.json").exists() and out != results:
         shutil.copy(results / "data.json", out / "data.json")
     return len(runs)
@@ -158,6 +160,7 @@ def gather_table(results: Path, table: str, grid: dict) -> int:
     parts = [results / "runs" / run / f"{table}.csv" for run in finished_runs(results, grid)]
     parts = [part for part in parts if part.exists()]
     schema.gather(parts, table, results / f"{table}.csv")
+    schema.seal(results, [table])
     return len(parts)
 
 
@@ -165,6 +168,7 @@ def gather_cost(results: Path, grid: dict) -> None:
     """What every finished run and every measured stage cost."""
     rows = cost_rows(grid, finished_runs(results, grid), results) + stage_rows(results)
     schema.write(results / "cost.csv", "cost", rows)
+    schema.seal(results, ["cost"])
 
 
 def print_matched(rows: list[dict]) -> None:

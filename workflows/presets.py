@@ -356,6 +356,14 @@ def raw_preset(name: str) -> dict:
     return merge(raw_preset(parent), data) if parent else data
 
 
+def of_corpus(data: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """The data config with another corpus: its own sources, and of a streamed one as much text as `pypi` has."""
+    if corpus == data["corpus"]:
+        return data
+    data = {key: value for key, value in data.items() if key != "sources"} | {"corpus": corpus}
+    return data if corpus == "pypi" else {"limit_bytes": 60_000_000} | data
+
+
 def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
     """A preset with the command line's `--config` values laid on it.
 
@@ -366,7 +374,11 @@ def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
     overrides = {k: v for k, v in (overrides or {}).items() if k != "preset"}
     strict.check_keys(overrides, ["preset", *OVERRIDES], "--config")
     for key, value in overrides.items():
-        data = merge(data, {OVERRIDES[key]: {key: override(key, value)}})
+        value = override(key, value)
+        if key == "corpus":
+            data["data"] = of_corpus(data["data"], value)
+        else:
+            data = merge(data, {OVERRIDES[key]: {key: value}})
     strict.build(Train, data["train"], f"preset {name}: train")
     return strict.build(Preset, data, f"preset {name}")
 
