@@ -60,8 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=[],
         help="result folders of other machines, whose latency and speed are shown too",
     )
+    parser.add_argument("--reference", type=Path, help="folder whose ablations, tuning, … stand in where --results has none")
     options = parser.parse_args(arguments)
-    page = render(options.results, options.also)
+    page = render(options.results, options.also, options.reference)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     part = options.out.with_name(f".{options.out.name}.part")
     part.write_text(page, encoding="utf-8")

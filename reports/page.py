@@ -199,10 +199,10 @@ class Results:
 
     def linked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame for a figure: runs that have no row in the provenance table are left without a link."""
-        return frame.assign(run=frame["run"].where(frame["run"].isin(self.runs.index), ""))
+        return frame.assign(run=frame["run"].where(frame["run"].isin(self.runs.index) & self.has_page, ""))
 
     def href(self, run: str) -> str | None:
-        return f"#{anchor(run)}" if run in self.runs.index else None
+        return f"#{anchor(run)}" if self.has_page and run in self.runs.index else None
 
     def mean(self, frame: pd.DataFrame, column: str, show: Callable = "{:.3f}".format, strong: bool = False) -> Cell:
         """The mean of a column over seeds, ± the standard deviation, linked to every run behind it."""
@@ -212,7 +212,7 @@ class Results:
         mean, runs = frame[column].mean(), list(frame["run"])
         if len(runs) == 1:
             return Cell(show(mean), mean, self.href(runs[0]), runs[0], number=True, strong=strong)
-        links = tuple((str(seed), self.href(run)) for seed, run in zip(frame["seed"], runs, strict=True))
+        links = tuple((str(seed), self.href(run)) for seed, run in zip(frame["seed"], runs, strict=True) if self.has_page)
         return Cell(f"{show(mean)} ± {show(frame[column].std())}", mean, number=True, strong=strong, more=links)
 
     def listing(self, table: str, frame: pd.DataFrame, names: Iterable[str] = ()) -> tuple[list[str], list[list[Cell]]]:

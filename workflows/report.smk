@@ -18,6 +18,8 @@ rule report:
             "diagnosis.csv",
             "coordinates.csv",
         ),
+        reference=f"{workflow.basedir}/results/reference",
+        lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),
         source=fingerprint("reports.build"),
     shell:
-        "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --out {output:q}"
+        "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --reference {params.reference:q} --out {output:q}"
