@@ -7,12 +7,13 @@ The same CSVs give the same bytes, on any machine: neither torch nor the trainer
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
 
-from reports.page import Results, span
+from reports.page import Results, Text, span
+from reports.placebos import CHAIN as PLACEBOS
 from reports.sections import SECTIONS
 from reports.style import LOOKS, si
 from workflows.errors import run
@@ -37,10 +38,35 @@ def facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def render(folder: Path, also: Sequence[Path] = ()) -> str:
-    """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used."""
+# Sections that take hours to measure, or targets of their own, and what says that a folder holds them.
+BORROWED = {
+    "ablations": lambda results: "arms" in results and results["arms"]["chain"].isin(["ultramem", "ultramem_v2"]).any(),
+    "placebos": lambda results: "arms" in results and (results["arms"]["chain"] == PLACEBOS).any(),
+    "diagnosis": lambda results: "diagnosis" in results,
+    "speed": lambda results: "speed" in results,
+    "tuning": lambda results: "tuning" in results,
+    "coordinates": lambda results: "coordinates" in results,
+}
+
+
+def blocks(name: str, draw: Callable, results: Results, reference: Results | None) -> list:
+    """A section of `results`; of `reference`, and said to be, where only that one holds it."""
+    holds = BORROWED.get(name)
+    if not (reference and holds) or holds(results) or not holds(reference):
+        return list(draw(results))
+    commits = ", ".join(sorted(set(reference.runs["git_commit"].str[:10]) - {""}))
+    origin = f"{reference.folder.name}, {'; '.join(sorted(reference.runs['device'].unique()))}, commit {commits}"
+    return [Text(f"Not measured by this run: what follows is of the committed results ({origin})."), *draw(reference)]
+
+
+def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = None) -> str:
+    """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used.
+
+    Sections in `BORROWED` that the folder lacks are those of `reference`, another folder.
+    """
     results = Results(folder, also)
-    sections = [(name, title, list(draw(results))) for name, title, draw in SECTIONS]
+    other = Results(reference, linked=False) if reference and reference.resolve() != folder.resolve() else None
+    sections = [(name, title, blocks(name, draw, results, other)) for name, title, draw in SECTIONS]
     template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     presets = sorted(results.runs["preset"].unique()) or [folder.name]

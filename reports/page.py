@@ -121,11 +121,12 @@ class Results:
     """The tables with rows found in a folder; `"evals" in results`, `results["evals"]`.
 
     Modelled latency and a GPU's counters have files of their own and join the measured and the counted in one table. `also`
-    names folders of other machines, whose times are shown beside these; their runs are not, and are not linked.
+    names folders of other machines, whose times are shown beside these; their runs are not, and are not linked. Runs of a
+    folder that is not `linked` stand on no page.
     """
 
-    def __init__(self, folder: Path, also: Sequence[Path] = ()):
-        self.folder = folder
+    def __init__(self, folder: Path, also: Sequence[Path] = (), linked: bool = True):
+        self.folder, self.has_page = folder, linked
         for each in (folder, *also):
             schema.check_seal(each)
         found = read_folder(folder)

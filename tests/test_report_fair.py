@@ -224,3 +224,19 @@ def test_a_step_of_several_seeds_is_one_row_with_an_interval(tmp_path, drawn):
     shown = drawn(write(tmp_path, runs=made, arms=arms), "ablations")
     assert re.search(rf"1\|arm 1\|–\|4.510\|−0.090\|{low:+.3f} … {high:+.3f}\|3".replace("+", r"\+").replace("-", "−"), shown)
     assert shown.count("arm 1|") == 1
+
+
+def test_what_was_not_measured_is_lent_by_the_reference_and_said_to_be(tmp_path, monkeypatch):
+    whole = synthetic_fair.folder(tmp_path / "whole", 3)
+    part = synthetic_fair.folder(tmp_path / "part", 3)
+    for table in ("tuning", "coordinates", "diagnosis"):
+        (part / f"{table}.csv").unlink()
+    monkeypatch.setattr(style, "svg", lambda name, alt, figure: "<svg></svg>")
+    alone, lent = build.render(part), build.render(part, reference=whole)
+    assert alone.count("Not measured by this run: what follows is of the committed results (whole, ") == 0
+    assert lent.count("Not measured by this run: what follows is of the committed results (whole, ") == 3
+    assert "Learning-rate sensitivity" in lent
+    assert "Learning-rate sensitivity" not in alone
+    assert build.render(whole, reference=part) == build.render(whole)  # what is there needs no loan
+    tuned = next(run for run in schema.read(whole / "tuning.csv", "tuning").run)
+    assert f"#run-{tuned}" not in lent.partition("Learning-rate sensitivity")[2].partition("Coordinate check")[0]
