@@ -272,7 +272,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _int("n", "items", "scored"),
         _float("value", "", "of the metric"),
         _float("stderr", "", "standard error over the items", False),
-        _float("chance", "", "value of a blind guess, where it is known", False),
+        _float(
+            "chance",
+            "",
+            "value of a blind guess, of a memory task that of the best rule without memory; where it is known",
+            False,
+        ),
         _bool("higher_is_better", "direction of the metric"),
         _bool("primary", "whether the task is judged by this metric; one is, but for lm-eval's own versions of tasks"),
     ),
