@@ -76,19 +76,20 @@ def test_a_table_that_went_through_pandas_reads_as_before(tmp_path_factory, tabl
 
 
 EVALS = [
-    {"run": "a", "task": "t", "metric": "acc", "n_shot": 0, "n": 100000, "value": 0.5, "higher_is_better": True},
+    {"run": "a", "task": "t", "metric": "acc", "n_shot": 0, "n": 100000, "value": 0.5, "higher_is_better": True}
+    | {"primary": True},
     {"run": "b,c", "task": 'a "b"', "metric": "loss", "n_shot": 5, "n": 3, "value": -1e-05, "stderr": 0.25, "chance": 2.0}
-    | {"higher_is_better": False},
+    | {"higher_is_better": False, "primary": False},
 ]
 FOREIGN = {
-    "R's write.csv": '"","run","task","metric","n_shot","n","value","stderr","chance","higher_is_better"\n'
-    '"1","a","t","acc",0,1e+05,0.5,NA,NA,TRUE\n"2","b,c","a ""b""","loss",5,3,-1e-05,0.25,2,FALSE\n',
-    "a spreadsheet's": "\ufeffrun,task,metric,n_shot,n,value,stderr,chance,higher_is_better\r\n"
-    'a,t,acc,0,100000,0.5,#N/A,,TRUE\r\n"b,c","a ""b""",loss,5,3,-1.00E-05,0.25,2,FALSE\r\n\r\n',
-    "pandas' with everything as float": "task,run,metric,n_shot,n,value,stderr,chance,higher_is_better\n"
-    't,a,acc,0.0,100000.0,0.5,NaN,<NA>,1.0\n"a ""b""","b,c",loss,5.0,3.0,-1e-05,0.25,2.0,0.0\n',
-    "initials": "run,task,metric,n_shot,n,value,stderr,chance,higher_is_better\n"
-    '"a","t","acc","0","100000","0.5","nan","NULL","T"\n"b,c","a ""b""",loss,5,3,-1e-05,0.25,2,f\n',
+    "R's write.csv": '"","run","task","metric","n_shot","n","value","stderr","chance","higher_is_better","primary"\n'
+    '"1","a","t","acc",0,1e+05,0.5,NA,NA,TRUE,TRUE\n"2","b,c","a ""b""","loss",5,3,-1e-05,0.25,2,FALSE,FALSE\n',
+    "a spreadsheet's": "\ufeffrun,task,metric,n_shot,n,value,stderr,chance,higher_is_better,primary\r\n"
+    'a,t,acc,0,100000,0.5,#N/A,,TRUE,TRUE\r\n"b,c","a ""b""",loss,5,3,-1.00E-05,0.25,2,FALSE,FALSE\r\n\r\n',
+    "pandas' with everything as float": "task,run,metric,n_shot,n,value,stderr,chance,higher_is_better,primary\n"
+    't,a,acc,0.0,100000.0,0.5,NaN,<NA>,1.0,1.0\n"a ""b""","b,c",loss,5.0,3.0,-1e-05,0.25,2.0,0.0,0.0\n',
+    "initials": "run,task,metric,n_shot,n,value,stderr,chance,higher_is_better,primary\n"
+    '"a","t","acc","0","100000","0.5","nan","NULL","T","T"\n"b,c","a ""b""",loss,5,3,-1e-05,0.25,2,f,f\n',
 }
 
 
@@ -103,9 +104,9 @@ def test_what_other_programs_write_is_read(tmp_path, who):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (",true\n", ",yes\n", "line 2 does not fit table 'evals': higher_is_better is 'yes', not true or false"),
-        (",true\n", ",2\n", "higher_is_better is '2', not true or false"),
-        (",true\n", ",NA\n", "higher_is_better is 'NA', a missing value"),
+        (",true\n", ",yes\n", "line 2 does not fit table 'evals': primary is 'yes', not true or false"),
+        (",true\n", ",2\n", "primary is '2', not true or false"),
+        (",true\n", ",NA\n", "primary is 'NA', a missing value"),
         ("100000", "100000.5", "n is '100000.5', not a whole number"),
         ("100000", "9.1e+15", "n is '9.1e+15', not a whole number"),
         ("100000", "inf", "n is 'inf', not a whole number"),
@@ -203,8 +204,8 @@ def test_a_binary_file_and_a_folder_are_one_sentence(tmp_path):
 
 def test_a_word_outside_the_choices_is_refused(tmp_path):
     path = tmp_path / "train.csv"
-    with pytest.raises(ValueError, match="split is 'test', allowed: train, validation"):
-        schema.write(path, "train", [{"run": "a", "step": 1, "tokens": 1, "split": "test", "loss": 1.0}])
+    with pytest.raises(ValueError, match="split is 'tset', allowed: train, validation, validation-final, test"):
+        schema.write(path, "train", [{"run": "a", "step": 1, "tokens": 1, "split": "tset", "loss": 1.0}])
 
 
 def test_gather_joins_in_order_and_names_the_bad_file(tmp_path):
