@@ -62,10 +62,11 @@ def blocks(name: str, draw: Callable, results: Results, reference: Results | Non
 def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = None) -> str:
     """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used.
 
-    Sections in `BORROWED` that the folder lacks are those of `reference`, another folder.
+    Sections in `BORROWED` that the folder lacks are those of `reference`, another folder, if it holds runs.
     """
     results = Results(folder, also)
-    other = Results(reference, linked=False) if reference and reference.resolve() != folder.resolve() else None
+    lends = reference and reference.resolve() != folder.resolve() and (reference / "runs.csv").exists()
+    other = Results(reference, linked=False) if lends else None
     sections = [(name, title, blocks(name, draw, results, other)) for name, title, draw in SECTIONS]
     template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
