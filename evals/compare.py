@@ -82,7 +82,7 @@ KEYS = {
     "diagnosis": ["topic", "arm"],
     "coordinates": ["arch", "width_rule", "d_model", "step", "where"],
 }
-UNCOMPARED = ("speed", "cost", "plan")  # times and predictions of one machine
+UNCOMPARED = ("speed", "cost", "plan", "provenance")  # times and predictions of one machine, and which commit made what
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
 # A column that the schema does not have (yet) is passed over.

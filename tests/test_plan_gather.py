@@ -19,7 +19,8 @@ from workflows.matched import match_size
 from workflows.presets import Grid, Measure, Size, load_preset, plan_target
 
 ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
-BENCH = {"grid": Grid(sizes=("bench",), archs=ARCHS, seeds=(0,)), "chain_size": None}
+ALONE = {"chain_size": None, "tuning_size": None, "transfer_size": None}
+BENCH = {"grid": Grid(sizes=("bench",), archs=ARCHS, seeds=(0,)), **ALONE}
 
 
 @pytest.fixture(scope="module")

@@ -578,10 +578,8 @@ def test_a_missing_mirror_is_one_sentence(index, folders, monkeypatch, tmp_path)
 
 def test_without_the_hub_there_is_one_sentence_and_exit_2(index, folders, monkeypatch, capsys):
     """The real client, cut off from the network."""
-    import huggingface_hub.constants
-
     monkeypatch.delenv("ULTRAMEM_DATASETS", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     out, cache = folders
     arguments = ["--corpus", "c4", "--limit-bytes", "200000", "--out", str(out), "--cache", str(cache)]

@@ -50,7 +50,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "claims": ("evals.claims", "evals/claims.yaml"),
     "speed": ("evals.training_speed",),
     "peers": ("evals.peers",),
-    "diagnosis": ("evals.diagnosis",),
+    "diagnosis": ("evals.diagnosis", "evals/diagnosis.yaml"),
     "coordinates": ("evals.coordinates",),
 }
 # They check, write and explain; numbers do not depend on them.
