@@ -26,7 +26,6 @@ from scipy import stats as distributions
 
 MIN_POINTS = 4
 RESAMPLES = 10_000
-OWN_ROOFLINE = 1.3  # a mixture of experts that takes longer than this times its own roofline is no yardstick
 
 
 @dataclass(frozen=True)

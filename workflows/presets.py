@@ -46,8 +46,9 @@ class Train:
         value_optimizer: "dense" updates every row of a value table each step (AdamW); "rows" only the rows that the step
             read (lazy AdamW: moments and decay of other rows stand still), for tables of which a step reads little.
         precision: "bf16" runs matrix products in bfloat16 under autocast, weights and optimizer stay float32.
-        evaluate: times that the validation loss is measured, the end included.
-        validation_tokens: tokens of each corpus source used for it.
+        evaluate: points of the validation curve, the end included.
+        validation_tokens: tokens of each corpus source that the losses of the finished model are taken on, on validation and
+            on test; every point of the curve takes the first eighth of validation's.
         checkpoint_s: seconds between checkpoints.
         health_tokens: validation tokens on which a sparse layer's health is measured; 0 is never.
     """
@@ -171,7 +172,7 @@ class Evals:
     Args:
         suites: NAME or NAME:ITEMS, names of `evals.harness.SUITES` or of tasks, with a limit of their own.
         limit: documents per task; 0 takes all.
-        perplexity_tokens: validation tokens per corpus source.
+        perplexity_tokens: tokens of each corpus source and held-out split; 0 takes all.
         seeds: of the runs that are scored; None is all.
         online: lm-eval's own tasks, which need the internet.
     """
