@@ -279,10 +279,10 @@ def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
 def test_main_chains_begin_and_end_at_the_grids_models():
     """evidence.md section 1.4: a base that is not the grid's own punishes or flatters every step."""
     preset, chains = load_preset("cpu"), presets.load_chains()
-    group = matched.match_size(preset, preset.chain_size)
     for name, first, last in (("ultramem", "pkm", "ultramem"), ("ultramem_v2", "ultramem", "ultramem_v2")):
-        arms = ablate.chain_arms(chains[name])
-        models = [ablate.resolve_arm(preset, group, preset.chain_size, chains[name], deltas, "t")[1] for _, deltas in arms]
+        at, arms = preset.chain_sizes[name], ablate.chain_arms(chains[name])
+        group = matched.match_size(preset, at)
+        models = [ablate.resolve_arm(preset, group, at, chains[name], deltas, "t")[1] for _, deltas in arms]
         tensors = []
         for model in (models[0], group.models[first], models[-1], group.models[last]):
             torch.manual_seed(0)

@@ -205,7 +205,7 @@ class Preset:
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
             (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
-        chain_size, chain_seeds: where and how often chains run.
+        chain_size, chain_seeds: where and how often chains run. chain_sizes: chains that run elsewhere, by name.
         chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
         tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
             preset's).
@@ -225,6 +225,7 @@ class Preset:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
+    chain_sizes: dict[str, str] = field(default_factory=dict)
     chain_seeds: Seeds = (0,)
     chain_rates: tuple[Positive, ...] = ()
     tuning_size: str | None = None
@@ -242,6 +243,7 @@ class Preset:
             ("grid.repeats", [arch for repeat in self.grid.repeats for arch in repeat.archs], self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
+            ("chain_sizes", self.chain_sizes.values(), self.sizes),
             ("tuning_size", [self.tuning_size] if self.tuning_size else [], self.sizes),
             ("transfer_size", [self.transfer_size] if self.transfer_size else [], self.sizes),
             ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),

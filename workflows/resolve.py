@@ -36,7 +36,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
     """
     data = str(results / "data" / data_key(preset))
     size = preset.chain_size or preset.grid.sizes[0]
-    wanted = (*preset.grid.sizes, size, *filter(None, (preset.tuning_size, preset.transfer_size)))
+    elsewhere = (*preset.chain_sizes.values(), *filter(None, (preset.tuning_size, preset.transfer_size)))
+    wanted = (*preset.grid.sizes, size, *elsewhere)
     matched = {name: match_size(preset, name) for name in dict.fromkeys(wanted)}
     runs: dict[str, RunConfig] = {}
     by_sha: dict[str, str] = {}
@@ -74,10 +75,11 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
         if not known <= set(preset.archs):
             continue
+        at = preset.chain_sizes.get(name, size)
         for order, (step, deltas) in enumerate(chain_arms(chain)):
             where = f"ablations.yaml: {name}"
             try:
-                arch, model, train = resolve_arm(preset, matched[size], size, chain, deltas, where)
+                arch, model, train = resolve_arm(preset, matched[at], at, chain, deltas, where)
             except UserError:
                 raise
             except ValueError as error:
@@ -86,7 +88,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             for (i, lr), seed in itertools.product(enumerate(rates), chain.seeds or preset.chain_seeds):
                 rate = f".lr{i}" if len(rates) > 1 else ""
                 recipe_at = dataclasses.replace(train, lr=lr)
-                run = add(f"{name}.{step.id}{rate}-{size}-s{seed}", arch, size, seed, model, recipe_at)
+                run = add(f"{name}.{step.id}{rate}-{at}-s{seed}", arch, at, seed, model, recipe_at)
                 arms.append(
                     {
                         "chain": name,
