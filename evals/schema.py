@@ -1,7 +1,8 @@
 """The columns of every CSV, and the only code that writes, reads or joins them.
 
 One row is one point. Units are in the doc of each column and, where a reader could guess wrong, in its name. A missing
-value is an empty cell, never 0. `run` is the key between tables; provenance stands only in `runs`.
+value is an empty cell, never 0. `run` is the key between tables; where a run came from stands only in `runs`, where the
+tables of results/reference came from in `provenance`.
 
 `python -m evals.schema results/README.md` rewrites the tables of columns in that file.
 """
