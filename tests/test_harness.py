@@ -383,9 +383,11 @@ def test_gold_bits_per_byte_by_hand(lm, wheel, tmp_path):
     assert row["stderr"] == pytest.approx(stderr(bits, [record["item"] for record in records]), abs=1e-9)
 
 
-def test_an_item_may_know_its_chance(lm):
-    samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, None)]
-    assert harness._chance(lm, "acc", samples) == pytest.approx((0.5 + 0.4 + 0.25) / 3)
+def test_items_may_know_their_chance(lm):
+    """Those of the memory tasks do, all of them (`evals.memory_tasks.Item`); others are choices of equal chance."""
+    samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, 0.3)]
+    assert harness._chance(lm, "acc", samples) == pytest.approx(0.4)
+    assert harness._chance(lm, "acc", [{**sample, "doc": {}} for sample in samples]) == 0.25
 
 
 def test_chance_of_gold_bpb_is_what_a_uniform_model_scores(uniform, wheel, tmp_path):
