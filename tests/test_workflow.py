@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer
 
 from evals import schema
+from evals.memory_tasks import ATTRIBUTES, MixtureConfig, mixture
+from workflows.presets import load_preset
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -79,7 +83,13 @@ def test_memory_tasks_are_in_the_training_stream_and_the_data_card(finished):
     tokens = {name: source["tokens"] for name, source in card["sources"].items()}
     assert 0.03 < tokens["memory_tasks"]["train"] / sum(t["train"] for t in tokens.values()) < 0.07
     assert tokens["memory_tasks"]["validation"] == 0
-    assert card["memory_tasks"]["bios"]["documents"] == 100
+    (folder,) = (path.parent for path in finished.glob("results/data/*/tokenizer.json"))
+    mix = MixtureConfig(**load_preset("smoke").data["memory_tasks"])
+    documents = mixture(mix, Tokenizer.from_file(str(folder / "tokenizer.json")), seed=0, longest=128)
+    assert {task: told["documents"] for task, told in card["memory_tasks"].items()} == Counter(task for task, _ in documents)
+    biographies = [text for task, text in documents if task == "bios"]
+    assert len(biographies) >= 10 * 10  # of ten people ten times; those longer than 128 tokens are several documents
+    assert sum(text.count(".") for text in biographies) == 10 * 10 * len(ATTRIBUTES)
 
 
 def dry_run(folder: Path, *targets: str) -> str:
