@@ -24,7 +24,7 @@ from kernels.allocator import keep_memory
 from workflows import errors
 from workflows.matched import match_size, recipe
 from workflows.optim import Optimizers, clip_gradients
-from workflows.presets import Measure, load_preset
+from workflows.presets import Size, load_preset
 from workflows.provenance import device_name
 from workflows.runs import RunConfig
 
@@ -108,10 +108,7 @@ def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str],
         UserError: models of this width cannot be matched.
     """
     preset = load_preset("cpu")
-    size = {"d_model": d_model, "n_layers": 4, "n_heads": 4}
-    widths = {"ultramem": {"d_value": d_model // 2}, "ultramem_v2": {"d_value": d_model // 4}}
-    sizes = {"bench": replace(next(iter(preset.sizes.values())), **size, archs=widths)}
-    preset = replace(preset, sizes=sizes, grid=replace(preset.grid, sizes=("bench",)), chain_size=None, measure=Measure())
+    preset = replace(preset, sizes=preset.sizes | {"bench": Size(d_model=d_model, n_layers=4, n_heads=4)})
     models = match_size(preset, "bench").models
     steps = {}
     for arch in ARCHS:
