@@ -20,7 +20,7 @@ from workflows.presets import Grid, Measure, Size, load_preset, plan_target
 
 ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
 ALONE = {"chain_size": None, "tuning_size": None, "transfer_size": None}
-BENCH = {"grid": Grid(sizes=("bench",), archs=ARCHS, seeds=(0,)), **ALONE}
+BENCH = {"grid": Grid(sizes=("bench",), archs=ARCHS, seeds=(0,)), **ALONE, "chain_sizes": {}}
 
 
 @pytest.fixture(scope="module")

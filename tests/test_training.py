@@ -300,7 +300,8 @@ def test_values_have_their_own_learning_rate_and_vectors_do_not_decay(models):
     base = cosine(500, recipe())
     for name, parameter in model.named_parameters():
         rate, decay = lr[id(parameter)]
-        assert rate == pytest.approx(base * (1 + 9 * 0.5) if id(parameter) in values else base), name
+        times = models["ultramem"].arch.value_lr_multiplier
+        assert rate == pytest.approx(base * (1 + (times - 1) * 0.5) if id(parameter) in values else base), name
         assert decay == (0.1 if parameter.ndim >= 2 else 0.0), name
 
 
