@@ -291,6 +291,16 @@ def test_main_chains_begin_and_end_at_the_grids_models():
         assert tensors[2] == tensors[3], f"{name}: its last row is not the grid's {last}"
 
 
+def test_rates_at_the_transfer_size_carry_the_whole_recipe():
+    preset = load_preset("cpu")
+    for _, arch, size, setting in ablate.tuning_settings(preset, presets.load_tuning()):
+        if size == preset.transfer_size:
+            model = matched.prototype(preset, arch, size)
+            _, train = ablate.tuned(preset, model, arch, size, setting)
+            assert train.weight_decay == preset.recipes[arch]["weight_decay"], arch
+            assert train.lr == setting["train.lr"]
+
+
 def test_repeats_add_seeds_to_a_part_of_the_grid():
     grid = presets.load_preset("cpu").grid
     cells = grid.cells()

@@ -79,7 +79,8 @@ def tuning_settings(preset: Preset, tuning: dict[str, Tuning]) -> list[tuple[str
     tries, size = [], preset.tuning_size or preset.chain_size or preset.grid.sizes[0]
     for arch in [arch for arch in tuning if arch in preset.archs]:
         tries += [(f"tuning.{arch}.{i}", arch, size, setting) for i, setting in enumerate(tuning[arch].settings)]
-        best = preset.recipes.get(arch, {}).get("arch", {})
+        own = preset.recipes.get(arch, {})
+        best = {f"train.{key}": value for key, value in own.items() if key != "arch"} | own.get("arch", {})
         for i, lr in enumerate(tuning[arch].transfer if preset.transfer_size else ()):
             tries.append((f"tuning.{arch}.transfer{i}", arch, preset.transfer_size, best | {"train.lr": lr}))
     return tries
