@@ -667,20 +667,19 @@ def test_a_wrong_claim_is_one_sentence(fields, words):
         claim(**fields)
 
 
-def test_a_misspelt_field_or_a_repeated_id_is_refused(tmp_path):
-    text = claims.CLAIMS.read_text()
-    (tmp_path / "typo.yaml").write_text(text.replace("  tolerance: 0.042", "  tolerence: 0.042"))
-    with pytest.raises(UserError, match="claim 1 has tolerence; allowed"):
-        claims.load(tmp_path / "typo.yaml")
-    (tmp_path / "twice.yaml").write_text(text.replace('id: "2a"', 'id: "1"'))
-    with pytest.raises(UserError, match="claim 1 more than once"):
-        claims.load(tmp_path / "twice.yaml")
-    (tmp_path / "stray.yaml").write_text(text.replace('test: "12a"', 'test: "99"'))
-    with pytest.raises(UserError, match="claim B13a names '99', which is not one of 1, 2a"):
-        claims.load(tmp_path / "stray.yaml")
-    (tmp_path / "other.yaml").write_text(text.replace('test: "12a"', 'test: "6a"'))
-    with pytest.raises(UserError, match="claim B13a cannot share the test of 6a, which has another metric"):
-        claims.load(tmp_path / "other.yaml")
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  tolerance: 0.042", "  tolerence: 0.042", "claim 1 has tolerence; allowed"),
+        ('id: "2a"', 'id: "1"', "claim 1 more than once"),
+        ('test: "12a"', 'test: "99"', "claim B13a names '99', which is not one of 1, 2a"),
+        ('test: "12a"', 'test: "6a"', "claim B13a cannot share the test of 6a, which has another metric"),
+    ],
+)
+def test_a_misspelt_field_a_repeated_id_or_a_stray_test_is_refused(tmp_path, old, new, words):
+    (tmp_path / "claims.yaml").write_text(claims.CLAIMS.read_text().replace(old, new))
+    with pytest.raises(UserError, match=words):
+        claims.load(tmp_path / "claims.yaml")
 
 
 # The printed cells do not explain these two averages; see evals/reference/README.md.

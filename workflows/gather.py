@@ -26,6 +26,12 @@ def read_grid(results: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def run_row(results: Path, run: str) -> dict[str, str]:
+    """A run's row of `runs`, cells as they stand in the file."""
+    with open(results / "runs" / run / "runs.csv", newline="") as file:
+        return next(csv.DictReader(file))
+
+
 def finished_runs(results: Path, grid: dict) -> list[str]:
     """Runs of the grid that are complete and were made by its config and its code, in the grid's order."""
     taken = []
@@ -33,8 +39,7 @@ def finished_runs(results: Path, grid: dict) -> list[str]:
         folder = results / "runs" / run
         if not all((folder / f"{table}.csv").exists() for table in PER_RUN):
             continue
-        with open(folder / "runs.csv", newline="") as file:
-            row = next(csv.DictReader(file))
+        row = run_row(results, run)
         if row["config_sha"] != entry["sha"]:
             print(f"left out {run}: it was trained with config {row['config_sha']}, the preset now says {entry['sha']}")
         elif row["source_sha"] != entry["source"]:
@@ -54,8 +59,7 @@ def cost_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     for target, members in targets.items():
         for run in dict.fromkeys(members):
             if run in runs:
-                with open(results / "runs" / run / "runs.csv", newline="") as file:
-                    row = next(csv.DictReader(file))
+                row = run_row(results, run)
                 tokens, flops = int(row["tokens"]), float(row["flops_per_token"])
                 rows.append(
                     {
@@ -89,8 +93,7 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     rows = []
     for setting in grid["tuning"]:
         if setting["run"] in runs:
-            with open(results / "runs" / setting["run"] / "runs.csv", newline="") as file:
-                rows.append(setting | {"val_loss": float(next(csv.DictReader(file))["val_loss"])})
+            rows.append(setting | {"val_loss": float(run_row(results, setting["run"])["val_loss"])})
     if not rows:
         return []
     groups: dict[tuple[str, str], list[dict]] = {}
@@ -109,8 +112,7 @@ def arm_rows(arms: list[dict], results: Path) -> list[dict]:
     """Of every row of every chain the runs at its best rate, by mean validation loss over seeds; `tried` holds the others."""
     rates: dict[tuple[str, str], dict[float, list[float]]] = {}
     for arm in arms:
-        with open(results / "runs" / arm["run"] / "runs.csv", newline="") as file:
-            loss = float(next(csv.DictReader(file))["val_loss"])
+        loss = float(run_row(results, arm["run"])["val_loss"])
         rates.setdefault((arm["chain"], arm["step"]), {}).setdefault(arm["lr"], []).append(loss)
     rows = []
     for arm in arms:
