@@ -38,7 +38,8 @@ def tuning(results: Results) -> Iterator:
     yield _winners(results, frame, best, context, badges)
     order = {arch: place for place, arch in enumerate(in_order(frame["arch"]))}
     frame = frame.assign(place=frame["arch"].map(order)).sort_values(["place", "d_model", "val_loss"])
-    names = ["arch", "size", "lr", "value_lr_multiplier", "init", "seed", "val_loss", "chosen", "edge", "run", "setting"]
+    names = ["arch", "size", "lr", "weight_decay", "value_lr_multiplier", "init", "seed"]
+    names += ["val_loss", "chosen", "edge", "run", "setting"]
     listing = results.listing("tuning", frame, names)
     yield Table("tuning.csv", "The sweep, best first.", context, *listing, badges, searchable=True, tall=True)
 
@@ -81,16 +82,17 @@ def _winners(results: Results, frame: pd.DataFrame, best: pd.DataFrame, context:
         row.append(Cell("on an edge at " + ", ".join(on_edge) if on_edge else "no", kind="opposite" if on_edge else ""))
         chosen = frame[(frame["arch"] == arch) & frame["chosen"]].sort_values("val_loss").head(1)
         for this in chosen.itertuples():
-            row += [number(this.lr, ".3g"), number(this.value_lr_multiplier, ".3g"), Cell(this.init or "–")]
+            row += [number(this.lr, ".3g"), number(this.weight_decay, ".3g"), number(this.value_lr_multiplier, ".3g")]
+            row.append(Cell(this.init or "–"))
             row.append(number(this.val_loss, ".3f", results.href(this.run)))
-        rows.append(row if len(chosen) else [*row, *[Cell("–")] * 4])
+        rows.append(row if len(chosen) else [*row, *[Cell("–")] * 5])
     header = ["architecture", "trials", *(f"best rate, {size}" for size in sizes), "factor", f"within {TRANSFER}", "edge"]
     words = "Trials and winner of each architecture. Factor: larger over smaller of the sizes' best rates"
     words += (
         f"; within {TRANSFER}, a rate tuned at one size can be used at the other. An optimum on the edge of what was tried "
     )
-    words += "is no optimum. The last four columns are the setting that the presets use."
-    header += ["rate used", "value multiplier", "initialisation", "validation loss"]
+    words += "is no optimum. The last five columns are the setting that the presets use."
+    header += ["rate used", "weight decay", "value multiplier", "initialisation", "validation loss"]
     return Table("tuning.csv", words, context, header, rows, badges)
 
 

@@ -63,7 +63,8 @@ def _tuning(tables: dict) -> None:
                 setting = {"arch": arch, "size": size, "d_model": d_model, "setting": json.dumps({"lr": lr}), "lr": lr}
                 setting |= {"run": run, "val_loss": loss, "seed": 0, "chosen": place == 0 and lr == best}
                 edge = lr == best and best in (min(RATES), max(RATES))
-                tables["tuning"].append(row("tuning", **setting, init="paper", value_lr_multiplier=None, edge=edge))
+                setting |= {"weight_decay": 0.1, "value_lr_multiplier": None}
+                tables["tuning"].append(row("tuning", **setting, init="paper", edge=edge))
 
 
 def _arms(tables: dict, seeds: int) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from workflows.start import strays
+
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -198,3 +200,15 @@ def test_start_removes_the_lock_of_a_dead_snakemake(toy):
     assert done.returncode == 0, done.stderr
     assert "removing the lock of a workflow that was killed" in done.stderr
     assert (folder / "started").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        (["--cores", "2", "--config", "preset=cpu", "tuning"], ["tuning"]),
+        (["tuning", "--config", "preset=cpu", "seeds=[0, 1]", "--dry-run"], []),
+        (["-C", "preset=cpu", "--", "tuning"], []),
+    ],
+)
+def test_a_target_among_the_values_of_config_is_named(args, found):
+    assert strays(args) == found

@@ -109,17 +109,22 @@ def scored(results, losses: dict[str, float]) -> None:
         schema.write(results / "runs" / run / "runs.csv", "runs", [row("runs", run=run, val_loss=loss)])
 
 
-def test_best_setting_of_each_architecture_is_chosen_and_an_edge_is_said(results):
+@pytest.mark.parametrize(
+    ("decays", "edges"), [({}, ["a4"]), ({"a3": 0.15}, ["a2", "a4"])], ids=["rate", "another knob of an inner rate"]
+)
+def test_best_setting_of_each_architecture_is_chosen_and_an_edge_is_said(results, decays, edges):
     grid, losses = json.loads((results / "grid.json").read_text()), {"a1": 3.0, "a2": 2.0, "a3": 4.0, "a4": 1.0, "a5": 5.0}
     scored(results, losses)
     rates = {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.1, "a5": 0.2}
+    decay = {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.1, "a5": 0.1} | decays
     tried = [
         {"arch": "a", "size": "wide" if run in ("a4", "a5") else "base", "setting": "{}", "lr": lr, "run": run}
+        | {"knobs": {"train.lr": lr, "train.weight_decay": decay[run]}}
         for run, lr in rates.items()
     ]
     rows = gather.tuning_rows(grid | {"tuning": tried}, list(losses), results)
     assert [r["run"] for r in rows if r["chosen"]] == ["a2"]  # the wider size chooses nothing
-    assert [r["run"] for r in rows if r["edge"]] == ["a4"]
+    assert [r["run"] for r in rows if r["edge"]] == edges
 
 
 def test_every_row_of_a_tuned_chain_has_its_best_rate_by_mean_over_seeds(results):

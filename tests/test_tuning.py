@@ -19,6 +19,8 @@ def test_sweep_is_what_the_config_says():
     assert {arch: tuple(json.loads(s) for s in rows.setting) for arch, rows in TUNED.groupby("arch")} == {
         arch: tries.settings for arch, tries in tuning.items()
     }
+    wider = SWEEP[SWEEP["size"] == PRESET.transfer_size]
+    assert {arch: tuple(rows.lr) for arch, rows in wider.groupby("arch")} == {a: t.transfer for a, t in tuning.items()}
 
 
 @pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
@@ -29,7 +31,16 @@ def test_recipe_is_the_winner_and_lies_inside_the_sweep(arch):
     fields = recipe.pop("arch", {})
     assert {f"train.{key}": value for key, value in recipe.items()} | fields == best
     assert rows[rows.chosen].setting.tolist() == [json.dumps(best)]
-    assert rows.lr.min() < best["train.lr"] < rows.lr.max(), "the best rate is on the edge of the sweep: widen it"
+    assert not rows.edge.any(), "the best setting is on an edge of the sweep: widen it"
+
+
+@pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
+def test_the_best_rate_is_the_same_at_twice_the_width(arch):
+    """Within a factor 1.5, the step of the sweep."""
+    wider = SWEEP[(SWEEP.arch == arch) & (SWEEP["size"] == PRESET.transfer_size)]
+    best = wider.loc[wider.val_loss.idxmin()].lr
+    assert 1 / 1.51 < best / PRESET.recipes[arch]["lr"] < 1.51
+    assert not wider.edge.any(), "the best rate is on an edge at the wider size: try further"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,13 @@ def tuning_settings(preset: Preset, tuning: dict[str, Tuning]) -> list[tuple[str
     return tries
 
 
+def knob_values(tuning: Tuning, model: ModelConfig, train: Train) -> dict[str, float]:
+    """What a tuned run has of every numeric knob that any setting of its architecture turns."""
+    names = {name for setting in tuning.settings for name, value in setting.items() if not isinstance(value, str)}
+    of = {name: train if name.startswith("train.") else model.arch for name in sorted(names)}
+    return {name: float(getattr(part, name.removeprefix("train."))) for name, part in of.items()}
+
+
 def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
     """Each row of a chain with the deltas, base first, that make it."""
     arms = [(chain.base, [chain.base])]

@@ -88,7 +88,7 @@ def stage_rows(results: Path) -> list[dict]:
 def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     """Every setting that was tried, with its loss; the best of each architecture at the size that is tuned is chosen.
 
-    `edge` marks a best rate that has no rate beyond it: the sweep should have gone on.
+    `edge` marks a best setting with a knob that was turned and has nothing tried beyond it: the sweep should have gone on.
     """
     rows = []
     for setting in grid["tuning"]:
@@ -101,10 +101,12 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
         groups.setdefault((row["arch"], row["size"]), []).append(row)
     for (_, size), group in groups.items():
         best = min(group, key=lambda row: row["val_loss"])
-        rates = [row["lr"] for row in group]
+        knobs = [row.pop("knobs") for row in group]
+        own = knobs[group.index(best)]
+        tried = {knob: {values[knob] for values in knobs} for knob in own}
         for row in group:
             row["chosen"] = row is best and size == rows[0]["size"]
-            row["edge"] = row is best and row["lr"] in (min(rates), max(rates))
+            row["edge"] = row is best and any(own[k] in (min(v), max(v)) for k, v in tried.items() if len(v) > 1)
     return rows
 
 

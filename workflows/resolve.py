@@ -20,7 +20,7 @@ from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
 from workflows import errors
-from workflows.ablate import chain_arms, resolve_arm, tuned, tuning_settings
+from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
 from workflows.errors import UserError
 from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Chain, Preset, Train, load_chains, load_preset, load_tuning
@@ -53,8 +53,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         add(f"{arch}-{where}-s{seed}", arch, where, seed, matched[where].models[arch], recipe(preset, arch, where))
         for where, arch, seed in preset.grid.cells()
     ]
-    tuning = []
-    for run, arch, where, setting in tuning_settings(preset, load_tuning()):
+    tuning, sweep = [], load_tuning()
+    for run, arch, where, setting in tuning_settings(preset, sweep):
         seed = preset.chain_seeds[0]
         model, train = tuned(preset, matched[where].models[arch], arch, where, setting)
         tuning.append(
@@ -63,7 +63,9 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                 "size": where,
                 "d_model": model.d_model,
                 "setting": json.dumps(setting),
+                "knobs": knob_values(sweep[arch], model, train),
                 "lr": train.lr,
+                "weight_decay": train.weight_decay,
                 "value_lr_multiplier": getattr(model.arch, "value_lr_multiplier", None),
                 "init": getattr(model.arch, "init", None),
                 "seed": seed,

@@ -34,12 +34,24 @@ def running() -> int | None:
     return None
 
 
+def strays(args: list[str]) -> list[str]:
+    """Arguments between `--config` (`-C`) and the next option that are no NAME=VALUE pairs."""
+    found, inside = [], False
+    for arg in args:
+        inside = arg in ("--config", "-C") if arg.startswith("-") else inside
+        found += [arg] if inside and not arg.startswith("-") and "=" not in arg else []
+    return found
+
+
 def main() -> int:
     """Exit code of snakemake.
 
     Raises:
-        UserError: another start, or a snakemake started without us, is at work in this folder.
+        UserError: another start, or a snakemake started without us, is at work in this folder; or a target stands among the
+            values of `--config`, where snakemake takes it for one of them.
     """
+    if stray := strays(sys.argv[1:]):
+        raise UserError(f"after --config come NAME=VALUE pairs, but {stray[0]!r} is none; write targets before --config")
     with lock(Path(".snakemake/start")):
         if any(Path(".snakemake/locks").glob("*")):
             if owner := running():
