@@ -18,7 +18,7 @@ os.environ["PYTHONPATH"] = workflow.basedir
 from workflows.errors import UserError
 from workflows.grid import load_grid
 from workflows.presets import plan_target
-from workflows.provenance import fingerprint, sha
+from workflows.provenance import sha, stage_source
 
 try:
     GRID = load_grid(config, Path("results"))
@@ -28,6 +28,12 @@ except UserError as error:
 PRESET = GRID["preset"]
 RESULTS = f"results/{PRESET}"
 PYTHON = sys.executable
+
+
+def source_of(*stages):
+    """What a rule's code is: the rule runs again when it changes."""
+    return [stage_source(stage, GRID["layers"]) for stage in stages]
+
 
 # Cores of this machine; none with a cluster's executor, where a job asks for what it takes itself.
 CORES = workflow.resource_settings.cores

@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from evals.memory_tasks import BioS, MixtureConfig
+from models import arch_module
 from workflows.checkpoint import read_tensors
 from workflows.corpus import SOURCES, fetch, sha256_file
 from workflows.errors import UserError
-from workflows.provenance import fingerprint, sha
+from workflows.provenance import sha, stage_source
 from workflows.runs import load_run
 from workflows.shards import Shards, load_shards
 
@@ -37,7 +38,7 @@ def identity(folder: Path, asked: Any) -> str:
     """
     config = load_run(folder)
     tasks = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("tasks/*.yaml"))]
-    code = fingerprint("evals.harness", "evals.tasks.utils")
+    code = stage_source("evaluate", [arch_module(config.model.arch.name)])
     corpus = sha256_file(Path(load_shards(Path(config.data)).path) / "meta.json")
     return sha([config.run, config.sha, sha256_file(weights_of(folder)), corpus, code, tasks, asked])
 

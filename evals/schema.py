@@ -398,7 +398,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "provenance": (
         _text("table", "name of the CSV in `results/reference`, without its ending"),
-        _text("producer", "modules whose code makes it, apart by blanks; `training` is what trains a run"),
+        _text("producer", "stage whose code makes it (workflows/provenance.py), and files; `training` is what trains a run"),
         _text("commit", "commit of the code that made it"),
         _bool("dirty", "whether that checkout held uncommitted changes"),
         _text("date", "day of the measurement, ISO 8601"),

@@ -1,7 +1,10 @@
 """Fingerprints follow what matters: an architecture's own file retrains it alone, a comment nothing."""
 
+import shutil
+
 import pytest
 
+from models import ARCHS, arch_module
 from workflows import provenance
 
 
@@ -63,7 +66,92 @@ def test_native_source_counts(tree):
 
 
 def test_each_architecture_has_its_own_source():
-    from models import ARCHS, arch_module
-
     sources = {name: provenance.training_source(arch_module(name)) for name in ARCHS}
     assert len(set(sources.values())) == len(ARCHS)
+
+
+LAYERS = {arch: arch_module(arch) for arch in ARCHS}
+
+
+@pytest.fixture(scope="module")
+def stale_after(tmp_path_factory):
+    """Of a copy of this tree: the stages that a line more in one file makes stale, `train ARCH` among them."""
+    copy, patch = tmp_path_factory.mktemp("tree"), pytest.MonkeyPatch()
+    for package in provenance.PACKAGES:
+        for path in (provenance.ROOT / package).rglob("*"):
+            if path.suffix in (".py", ".cpp", ".h", ".html"):
+                (copy / path.relative_to(provenance.ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy / path.relative_to(provenance.ROOT))
+    known, parse = {}, provenance.parsed.__wrapped__
+    patch.setattr(provenance, "ROOT", copy)
+
+    def parsed(module: str):
+        if module not in known:
+            known[module] = parse(module)
+        return known[module]
+
+    patch.setattr(provenance, "parsed", parsed)
+
+    def prints() -> dict[str, str]:
+        provenance.fingerprint.cache_clear()
+        found = {stage: provenance.stage_source(stage, LAYERS.values()) for stage in provenance.STAGES}
+        return found | {f"train {arch}": provenance.training_source(layer) for arch, layer in LAYERS.items()}
+
+    def stale(file: str) -> set[str]:
+        path, module = copy / file, file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        before, text = prints(), path.read_text()
+        path.write_text(text + ("\nEDITED = 1\n" if path.suffix == ".py" else "\n// edited\n"))
+        known.pop(module, None)
+        after = prints()
+        path.write_text(text)
+        known.pop(module, None)
+        return {stage for stage in before if before[stage] != after[stage]}
+
+    yield copy, stale
+    patch.undo()
+    provenance.fingerprint.cache_clear()
+
+
+TRAIN = {f"train {arch}" for arch in ARCHS}
+TUCKER = {"train ultramem", "train ultramem_v2"}
+BUILDS = {stage for stage, modules in provenance.STAGES.items() if provenance.ARCHITECTURES in modules}
+
+
+@pytest.mark.parametrize(
+    ("file", "must", "must_not"),
+    [
+        ("kernels/topm.py", TRAIN | BUILDS, {"prepare", "gather"}),
+        ("kernels/lookup.py", TRAIN | {"latency"}, {"prepare"}),
+        ("kernels/grouped_mm.py", TRAIN | {"latency"}, {"prepare"}),
+        ("kernels/native.cpp", TRAIN | {"latency"}, {"prepare"}),
+        ("models/tucker.py", TUCKER | BUILDS, TRAIN - TUCKER | {"prepare", "gather"}),
+        ("models/pkm.py", {"train pkm"} | BUILDS, {"train dense", "train moe", "prepare"}),
+        ("models/__init__.py", set(), TRAIN | {"prepare", "latency", "evaluate"}),
+        ("evals/harness.py", {"evaluate"}, TRAIN | {"prepare", "latency", "access", "gather"}),
+        ("evals/tasks/utils.py", {"evaluate"}, TRAIN | {"prepare", "latency"}),
+        ("evals/latency.py", {"latency"}, TRAIN | {"prepare", "evaluate"}),
+        ("evals/claims.py", {"claims", "report"}, TRAIN | {"prepare", "evaluate", "latency", "access"}),
+        ("reports/style.py", {"report"}, TRAIN | set(provenance.STAGES) - {"report"}),
+        ("workflows/train.py", TRAIN, {"prepare", "latency", "evaluate"}),
+        ("workflows/corpus.py", {"prepare"}, TRAIN),
+    ],
+)
+def test_what_an_edit_of_the_tree_makes_stale(stale_after, file, must, must_not):
+    _, stale = stale_after
+    found = stale(file)
+    assert must <= found
+    assert not must_not & found
+
+
+# Commands that make no number of a stage, the table of names, and what only tests and ports of weights call.
+OUTSIDE = {
+    *("evals/compare.py", "kernels/aot.py", "kernels/tracer.py", "models/__init__.py", "models/count.py", "models/parity.py"),
+    *("workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
+}
+
+
+def test_every_module_is_part_of_a_stage(stale_after):
+    copy, stale = stale_after
+    files = sorted(str(path.relative_to(copy)) for path in copy.rglob("*.py"))
+    assert len(files) > 80
+    assert {file for file in files if not stale(file)} == OUTSIDE

@@ -20,7 +20,7 @@ rule prepare:
     priority: 100
     params:
         flags=flags(GRID["data_config"]),
-        source=fingerprint("workflows.prepare"),
+        source=source_of("prepare"),
     shell:
         "exec {PYTHON:q} -m workflows.prepare {params.flags:q} --out {output:q} --cache results/data/wheels"
 

@@ -35,7 +35,7 @@ rule access:
         f"{RESULTS}/benchmarks/access.tsv"
     params:
         runs=COUNTED,
-        source=fingerprint("evals.counted"),
+        source=source_of("access"),
     shell:
         "exec {PYTHON:q} -m evals.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
 
@@ -45,7 +45,7 @@ rule modelled:
         latency=f"{RESULTS}/latency_modelled.csv",
         statements=f"{RESULTS}/statements.csv",
     params:
-        source=fingerprint("evals.roofline"),
+        source=source_of("modelled"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
         "exec {PYTHON:q} -m evals.roofline --out {output.latency:q} --statements {output.statements:q}"
@@ -103,7 +103,7 @@ if EVALS:
                         if k != "seeds"
                     }
                 ),
-                source=fingerprint("evals.harness", "evals.tasks.utils"),
+                source=source_of("evaluate"),
                 tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),
             shell:
                 "exec {PYTHON:q} -m evals.harness --run {params.folders:q} {params.flags:q} --out {output:q}"
@@ -114,7 +114,7 @@ if EVALS:
         output:
             f"{RESULTS}/evals.csv",
         params:
-            source=fingerprint("workflows.gather"),
+            source=source_of("gather"),
         shell:
             "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
 
@@ -139,7 +139,7 @@ if LATENCY:
             gpu=GPU,
             timing=1,
         params:
-            source=fingerprint("evals.latency", "evals.counters"),
+            source=source_of("latency"),
         shell:
             "env THP_MEM_ALLOC_ENABLE=1 {PYTHON:q} -m evals.latency"
             " --results {RESULTS:q} --out {output.steps:q} --machine {output.machine:q}"
@@ -154,7 +154,7 @@ rule cost:
     output:
         f"{RESULTS}/cost.csv",
     params:
-        source=fingerprint("workflows.gather"),
+        source=source_of("gather"),
     shell:
         "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table cost"
 
@@ -166,7 +166,7 @@ rule claims:
     output:
         f"{RESULTS}/claims.csv",
     params:
-        source=fingerprint("evals.claims"),
+        source=source_of("claims"),
         ledger=contents(
             f"{workflow.basedir}/evals", "claims.yaml", "gpus.yaml", "reference/*.csv"
         ),
@@ -196,7 +196,7 @@ rule plan:
         timing=1,
     params:
         target=flags(TARGET),
-        source=fingerprint("workflows.plan"),
+        source=source_of("plan"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
         "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
@@ -210,7 +210,7 @@ rule speed:
         gpu=GPU,
         timing=1,
     params:
-        source=fingerprint("evals.training_speed"),
+        source=source_of("speed"),
     shell:
         "exec {PYTHON:q} -m evals.training_speed --out {output:q}"
 
@@ -223,7 +223,7 @@ rule peers:
         gpu=GPU,
         timing=1,
     params:
-        source=fingerprint("evals.peers"),
+        source=source_of("peers"),
     shell:
         "exec {PYTHON:q} -m evals.peers --out {output:q}"
 
@@ -232,7 +232,7 @@ rule coordinates:
     output:
         f"{RESULTS}/coordinates.csv",
     params:
-        source=fingerprint("evals.coordinates"),
+        source=source_of("coordinates"),
     shell:
         "exec {PYTHON:q} -m evals.coordinates --out {output:q}"
 
@@ -247,7 +247,7 @@ rule diagnosis:
     output:
         f"{RESULTS}/diagnosis.csv",
     params:
-        source=fingerprint("workflows.gather", "evals.diagnosis"),
+        source=source_of("gather", "diagnosis"),
         readings=contents(workflow.basedir, "evals/diagnosis.yaml"),
     shell:
         "{PYTHON:q} -m workflows.gather {RESULTS:q}"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "kernels", "evals", "workflows", "reports")
+SOURCES = ("*.cpp", "*.h", "*.html")
+
+# What makes the numbers of each stage of the workflow; `ARCHITECTURES` stands for the layers that the preset builds by name.
+ARCHITECTURES = "models"
+STAGES: dict[str, tuple[str, ...]] = {
+    "prepare": ("workflows.prepare",),
+    "gather": ("workflows.gather",),
+    "matched": ("workflows.matched", ARCHITECTURES),
+    "access": ("evals.counted", ARCHITECTURES),
+    "modelled": ("evals.roofline", ARCHITECTURES),
+    "evaluate": ("evals.harness", "evals.tasks.utils", ARCHITECTURES),
+    "latency": ("evals.latency", "evals.counters", ARCHITECTURES),
+    "claims": ("evals.claims",),
+    "plan": ("workflows.plan", ARCHITECTURES),
+    "speed": ("evals.training_speed", ARCHITECTURES),
+    "peers": ("evals.peers", ARCHITECTURES),
+    "coordinates": ("evals.coordinates", ARCHITECTURES),
+    "diagnosis": ("evals.diagnosis",),
+    "report": ("reports.build",),
+}
 
 
 def sha(data: Any) -> str:
@@ -31,10 +52,18 @@ def source_file(module: str) -> Path | None:
 
 @cache
 def parsed(module: str) -> tuple[str, frozenset[str]]:
-    """(code without comments and docstrings, project modules that it imports)."""
-    tree = ast.parse(source_file(module).read_text())
-    imports = set()
+    """(code without comments and docstrings, project modules that it imports, by statement or by name).
+
+    A module that calls `import_module` may load any module that one of its strings names, alone or inside its package.
+    """
+    path = source_file(module)
+    tree = ast.parse(path.read_text())
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imports, strings, loads = set(), set(), False
     for node in ast.walk(tree):
+        loads |= isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.add(node.value.partition(":")[0])
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -42,6 +71,9 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
+    if loads:
+        named = {name for name in strings if name.replace(".", "").isidentifier()}
+        imports |= named | {f"{package}.{name}" for name in named}
     # `models/__init__.py` is a table of names: a new line in it must not retrain the others.
     ours = {name for name in imports - {"models"} if name.split(".")[0] in PACKAGES and source_file(name)}
     return ast.dump(tree), frozenset(ours)
@@ -51,7 +83,7 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
 def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tuple[str, ...] = ()) -> str:
     """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`, not through `without`.
 
-    C++ sources and page templates beside a module count with it; comments and docstrings do not.
+    C++ sources, headers and page templates beside a module count with it; comments and docstrings do not.
     """
     seen: set[str] = set()
     queue = [module for module in modules if module not in without]
@@ -64,9 +96,17 @@ def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tu
     folders = {source_file(module).parent for module in seen}
     for module in sorted(seen):
         digest.update(parsed(module)[0].encode())
-    for path in sorted(path for folder in folders for suffix in ("*.cpp", "*.html") for path in folder.glob(suffix)):
+    for path in sorted(path for folder in folders for suffix in SOURCES for path in folder.glob(suffix)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def stage_source(stage: str, layers: Iterable[str], without: tuple[str, ...] = ()) -> str:
+    """Fingerprint of a stage that builds architectures of these modules."""
+    roots = [name for name in STAGES[stage] if name != ARCHITECTURES]
+    if ARCHITECTURES in STAGES[stage]:
+        roots += sorted(layers)
+    return fingerprint(*roots, without=without)
 
 
 def training_source(arch_module: str) -> str:

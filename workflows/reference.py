@@ -24,34 +24,35 @@ from pathlib import Path
 import pandas as pd
 
 from evals import schema
-from models import ARCHS, arch_module
+from models import arch_module
 from workflows import errors
 from workflows.errors import UserError
-from workflows.grid import environment
-from workflows.provenance import ROOT, fingerprint, git, sha, training_source
+from workflows.grid import DEFAULT_PRESET, environment
+from workflows.presets import load_preset
+from workflows.provenance import ROOT, git, sha, stage_source, training_source
 
 REFERENCE = ROOT / "results" / "reference"
 # What makes the numbers of each table. Files that are read beside the code count with it.
 TRAINING = ("training",)
-PRODUCERS: dict[str, tuple[str, ...]] = {
+PRODUCERS: dict[str, tuple[str, ...]] = {  # a stage, and files
     "runs": TRAINING,
     "train": TRAINING,
     "health": TRAINING,
     "arms": TRAINING,
     "tuning": TRAINING,
     "cost": TRAINING,
-    "matched_compute": ("workflows.matched",),
-    "evals": ("evals.harness", "evals.tasks.utils"),
-    "access": ("evals.counted",),
-    "latency": ("evals.latency",),
-    "machine": ("evals.latency",),
-    "latency_modelled": ("evals.roofline", "evals/gpus.yaml"),
-    "statements": ("evals.roofline", "evals/gpus.yaml"),
-    "claims": ("evals.claims", "evals/claims.yaml"),
-    "speed": ("evals.training_speed",),
-    "peers": ("evals.peers",),
-    "diagnosis": ("evals.diagnosis", "evals/diagnosis.yaml"),
-    "coordinates": ("evals.coordinates",),
+    "matched_compute": ("matched",),
+    "evals": ("evaluate",),
+    "access": ("access",),
+    "latency": ("latency",),
+    "machine": ("latency",),
+    "latency_modelled": ("modelled", "evals/gpus.yaml"),
+    "statements": ("modelled", "evals/gpus.yaml"),
+    "claims": ("claims", "evals/claims.yaml"),
+    "speed": ("speed",),
+    "peers": ("peers",),
+    "diagnosis": ("diagnosis", "evals/diagnosis.yaml"),
+    "coordinates": ("coordinates",),
 }
 # They check, write and explain; numbers do not depend on them.
 WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.provenance")
@@ -59,10 +60,11 @@ WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.pr
 
 def source(producer: tuple[str, ...]) -> str:
     """Fingerprint of a producer's code and of the files that it names."""
+    layers = sorted({arch_module(arch["name"]) for arch in load_preset(DEFAULT_PRESET).archs.values()})
     if producer == TRAINING:
-        return sha([training_source(arch_module(arch)) for arch in sorted(ARCHS)])
-    files = [name for name in producer if "/" in name]
-    code = fingerprint(*(name for name in producer if name not in files), without=WRITERS)
+        return sha([training_source(layer) for layer in layers])
+    stage, *files = producer
+    code = stage_source(stage, layers, without=WRITERS)
     return sha([code, *((ROOT / name).read_text() for name in files)]) if files else code
 
 

@@ -20,6 +20,6 @@ rule report:
         ),
         reference=f"{workflow.basedir}/results/reference",
         lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),
-        source=fingerprint("reports.build"),
+        source=source_of("report"),
     shell:
         "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --reference {params.reference:q} --out {output:q}"

@@ -86,7 +86,7 @@ rule gather:
         [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms")],
     params:
         finished=OTHERS_FINISHED,
-        source=fingerprint("workflows.gather"),
+        source=source_of("gather"),
     shell:
         "exec {PYTHON:q} -m workflows.gather {RESULTS:q}"
 
@@ -113,7 +113,7 @@ for part_target, (part_chain, part_rows) in PARTS.items():
             page=f"reports/{PRESET}.{part_target}.html",
         params:
             chain=part_chain,
-            source=fingerprint("workflows.gather", "reports.build"),
+            source=source_of("gather", "report"),
         shell:
             "{PYTHON:q} -m workflows.gather {RESULTS:q} --chain {params.chain:q} --out {output.tables:q}"
             " && {PYTHON:q} -m reports.build --results {output.tables:q} --out {output.page:q}"
