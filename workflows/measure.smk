@@ -31,24 +31,30 @@ rule access:
         weights_of(COUNTED),
     output:
         f"{RESULTS}/access.csv",
+    log:
+        f"{RESULTS}/logs/access.log",
     benchmark:
         f"{RESULTS}/benchmarks/access.tsv"
     params:
         runs=COUNTED,
         source=source_of("access"),
     shell:
-        "exec {PYTHON:q} -m evals.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m evals.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
 
 
 rule modelled:
     output:
         latency=f"{RESULTS}/latency_modelled.csv",
         statements=f"{RESULTS}/statements.csv",
+    log:
+        f"{RESULTS}/logs/modelled.log",
     params:
         source=source_of("modelled"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
-        "exec {PYTHON:q} -m evals.roofline --out {output.latency:q} --statements {output.statements:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m evals.roofline --out {output.latency:q} --statements {output.statements:q}"
 
 
 if EVALS:
@@ -85,6 +91,8 @@ if EVALS:
                 lambda wildcards: weights_of(EVALS_BATCHES[wildcards.batch]),
             output:
                 RESULTS + "/evals/{batch}.csv",
+            log:
+                RESULTS + "/logs/evals.{batch}.log",
             benchmark:
                 RESULTS + "/benchmarks/evals.{batch}.tsv"
             wildcard_constraints:
@@ -106,17 +114,20 @@ if EVALS:
                 source=source_of("evaluate"),
                 tasks=contents(workflow.basedir, "evals/tasks/*.yaml"),
             shell:
-                "exec {PYTHON:q} -m evals.harness --run {params.folders:q} {params.flags:q} --out {output:q}"
+                LOGGED
+                + "exec {PYTHON:q} -m evals.harness --run {params.folders:q} {params.flags:q} --out {output:q}"
 
     rule evaluate:
         input:
             [f"{RESULTS}/evals/{batch}.csv" for batch in EVALS_BATCHES],
         output:
             f"{RESULTS}/evals.csv",
+        log:
+            f"{RESULTS}/logs/evaluate.log",
         params:
             source=source_of("gather"),
         shell:
-            "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
+            LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
 
 
 # Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would. Of the same
@@ -131,6 +142,8 @@ if LATENCY:
             steps=f"{RESULTS}/latency.csv",
             machine=f"{RESULTS}/machine.csv",
             counters=f"{RESULTS}/access_hardware.csv",
+        log:
+            f"{RESULTS}/logs/latency.log",
         benchmark:
             f"{RESULTS}/benchmarks/latency.tsv"
         priority: -1
@@ -141,7 +154,7 @@ if LATENCY:
         params:
             source=source_of("latency"),
         shell:
-            "env THP_MEM_ALLOC_ENABLE=1 {PYTHON:q} -m evals.latency"
+            LOGGED + "env THP_MEM_ALLOC_ENABLE=1 {PYTHON:q} -m evals.latency"
             " --results {RESULTS:q} --out {output.steps:q} --machine {output.machine:q}"
             " && exec {PYTHON:q} -m evals.counters --results {RESULTS:q} --out {output.counters:q}"
 
@@ -153,10 +166,12 @@ rule cost:
         MEASURED,
     output:
         f"{RESULTS}/cost.csv",
+    log:
+        f"{RESULTS}/logs/cost.log",
     params:
         source=source_of("gather"),
     shell:
-        "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table cost"
+        LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table cost"
 
 
 rule claims:
@@ -165,13 +180,16 @@ rule claims:
         MEASURED,
     output:
         f"{RESULTS}/claims.csv",
+    log:
+        f"{RESULTS}/logs/claims.log",
     params:
         source=source_of("claims"),
         ledger=contents(
             f"{workflow.basedir}/evals", "claims.yaml", "gpus.yaml", "reference/*.csv"
         ),
     shell:
-        "exec {PYTHON:q} -m evals.claims --results {RESULTS:q} --out {output:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m evals.claims --results {RESULTS:q} --out {output:q}"
 
 
 # Not part of the default target; the report shows them once they are made.
@@ -190,6 +208,8 @@ if (
 rule plan:
     output:
         f"{RESULTS}/plan.csv",
+    log:
+        f"{RESULTS}/logs/plan.log",
     threads: MOST_THREADS
     resources:
         gpu=GPU,
@@ -199,12 +219,14 @@ rule plan:
         source=source_of("plan"),
         gpus=contents(workflow.basedir, "evals/gpus.yaml"),
     shell:
-        "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
+        LOGGED + "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
 
 
 rule speed:
     output:
         f"{RESULTS}/speed.csv",
+    log:
+        f"{RESULTS}/logs/speed.log",
     threads: MOST_THREADS
     resources:
         gpu=GPU,
@@ -212,12 +234,14 @@ rule speed:
     params:
         source=source_of("speed"),
     shell:
-        "exec {PYTHON:q} -m evals.training_speed --out {output:q}"
+        LOGGED + "exec {PYTHON:q} -m evals.training_speed --out {output:q}"
 
 
 rule peers:
     output:
         f"{RESULTS}/peers.csv",
+    log:
+        f"{RESULTS}/logs/peers.log",
     threads: MOST_THREADS
     resources:
         gpu=GPU,
@@ -225,16 +249,18 @@ rule peers:
     params:
         source=source_of("peers"),
     shell:
-        "exec {PYTHON:q} -m evals.peers --out {output:q}"
+        LOGGED + "exec {PYTHON:q} -m evals.peers --out {output:q}"
 
 
 rule coordinates:
     output:
         f"{RESULTS}/coordinates.csv",
+    log:
+        f"{RESULTS}/logs/coordinates.log",
     params:
         source=source_of("coordinates"),
     shell:
-        "exec {PYTHON:q} -m evals.coordinates --out {output:q}"
+        LOGGED + "exec {PYTHON:q} -m evals.coordinates --out {output:q}"
 
 
 # What did not fit, settled by experiments of its own: the arms of the diagnosis chains against their bases.
@@ -246,9 +272,11 @@ rule diagnosis:
         tables_of(arm["run"] for arm in DIAGNOSIS),
     output:
         f"{RESULTS}/diagnosis.csv",
+    log:
+        f"{RESULTS}/logs/diagnosis.log",
     params:
         source=source_of("gather", "diagnosis"),
         readings=contents(workflow.basedir, "evals/diagnosis.yaml"),
     shell:
-        "{PYTHON:q} -m workflows.gather {RESULTS:q}"
+        LOGGED + "{PYTHON:q} -m workflows.gather {RESULTS:q}"
         " && exec {PYTHON:q} -m evals.diagnosis --results {RESULTS:q} --out {output:q}"

@@ -9,6 +9,8 @@ rule report:
         MEASURED,
     output:
         report(f"reports/{PRESET}.html", category="report", labels={"preset": PRESET}),
+    log:
+        f"{RESULTS}/logs/report.log",
     params:
         asked_for=contents(
             RESULTS,
@@ -22,4 +24,5 @@ rule report:
         lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),
         source=source_of("report"),
     shell:
-        "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --reference {params.reference:q} --out {output:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m reports.build --results {RESULTS:q} --reference {params.reference:q} --out {output:q}"

@@ -43,6 +43,8 @@ for size_rank, size_name in enumerate(
         output:
             **{table: RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES},
             weights=RESULTS + "/runs/{run}/model.safetensors",
+        log:
+            RESULTS + "/logs/{run}.log",
         wildcard_constraints:
             run="|".join(map(re.escape, runs_of(size_name))),
         priority: size_rank
@@ -55,7 +57,8 @@ for size_rank, size_name in enumerate(
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
             launcher=launcher(size_name),
         shell:
-            "exec {PYTHON:q} -m {params.launcher:q} {params.folder:q} --patience 60"
+            LOGGED
+            + "exec {PYTHON:q} -m {params.launcher:q} {params.folder:q} --patience 60"
 
 
 def tables_of(runs):
@@ -84,11 +87,13 @@ rule gather:
         rules.data_card.output,
     output:
         [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms")],
+    log:
+        f"{RESULTS}/logs/gather.log",
     params:
         finished=OTHERS_FINISHED,
         source=source_of("gather"),
     shell:
-        "exec {PYTHON:q} -m workflows.gather {RESULTS:q}"
+        LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q}"
 
 
 PARTS = {f"ablation_{chain}": (chain, "arms") for chain in GRID["all_chains"]} | {
@@ -111,9 +116,12 @@ for part_target, (part_chain, part_rows) in PARTS.items():
         output:
             tables=directory(f"{RESULTS}/{part_target}"),
             page=f"reports/{PRESET}.{part_target}.html",
+        log:
+            f"{RESULTS}/logs/{part_target}.log",
         params:
             chain=part_chain,
             source=source_of("gather", "report"),
         shell:
-            "{PYTHON:q} -m workflows.gather {RESULTS:q} --chain {params.chain:q} --out {output.tables:q}"
+            LOGGED
+            + "{PYTHON:q} -m workflows.gather {RESULTS:q} --chain {params.chain:q} --out {output.tables:q}"
             " && {PYTHON:q} -m reports.build --results {output.tables:q} --out {output.page:q}"
