@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 
+from models import arch_module
 from workflows import strict
 from workflows.errors import UserError
 from workflows.strict import Distinct, Range
@@ -252,6 +253,12 @@ class Preset:
             for name in chosen:
                 if name not in known:
                     raise UserError(f"{what}: {strict.shown(name)} is not one of {', '.join(known)}")
+
+    @property
+    def layers(self) -> list[str]:
+        """Modules of the architectures that the grid trains and the decode benchmark times."""
+        timed = self.measure.latency.archs if self.measure.latency else ()
+        return sorted({arch_module(self.archs[arch]["name"]) for arch in (*self.grid.archs, *timed)})
 
 
 @dataclass(frozen=True, kw_only=True)

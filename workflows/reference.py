@@ -24,7 +24,6 @@ from pathlib import Path
 import pandas as pd
 
 from evals import schema
-from models import arch_module
 from workflows import errors
 from workflows.errors import UserError
 from workflows.grid import DEFAULT_PRESET, environment
@@ -60,7 +59,7 @@ WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.pr
 
 def source(producer: tuple[str, ...]) -> str:
     """Fingerprint of a producer's code and of the files that it names."""
-    layers = sorted({arch_module(arch["name"]) for arch in load_preset(DEFAULT_PRESET).archs.values()})
+    layers = load_preset(DEFAULT_PRESET).layers
     if producer == TRAINING:
         return sha([training_source(layer) for layer in layers])
     stage, *files = producer

@@ -125,7 +125,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         "data_config": preset.data,
         "grid": grid,
         "runs": entries,
-        "layers": sorted({arch_module(spec["name"]) for spec in preset.archs.values()}),
+        "layers": preset.layers,
         "arms": arms,
         "tuning": tuning,
         "matched": matched_rows(preset, matched),
