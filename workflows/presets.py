@@ -320,10 +320,9 @@ def load_tuning() -> dict[str, Tuning]:
     """
     data = read_yaml(CONFIGS / "tuning.yaml")
     tuning = {arch: strict.build(Tuning, tries, f"tuning.yaml: {arch}") for arch, tries in data.items()}
-    for what in ("settings", "transfer"):
-        counts = {arch: len(getattr(tries, what)) for arch, tries in tuning.items()}
-        if len(set(counts.values())) > 1:
-            raise UserError(f"tuning.yaml: every architecture has equally many {what}, but the counts are {counts}")
+    counts = {arch: len(tries.settings) for arch, tries in tuning.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"tuning.yaml: every architecture has equally many settings, but the counts are {counts}")
     return tuning
 
 
