@@ -17,6 +17,7 @@ from workflows import errors
 from workflows.errors import UserError
 
 PER_RUN = ("runs", "train", "health")
+TIE = 0.02  # nats; of one seed's noise: tuned settings this close to the lowest loss are not told apart
 
 
 def read_grid(results: Path) -> dict:
@@ -86,9 +87,11 @@ def stage_rows(results: Path) -> list[dict]:
 
 
 def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
-    """Every setting that was tried, with its loss; the best of each architecture at the size that is tuned is chosen.
+    """Every setting that was tried, with its loss; one of each architecture at the size that is tuned is chosen.
 
-    `edge` marks a best setting with a knob that was turned and has nothing tried beyond it: the sweep should have gone on.
+    Of the settings within `TIE` of the lowest loss, those with the lowest rate, and of these the best: where one seed cannot
+    tell, the lower rate is the safer one at other widths and budgets. `edge` marks a chosen setting (at other sizes the best
+    one) with a knob that was turned and has nothing tried beyond it: the sweep should have gone on.
     """
     rows = []
     for setting in grid["tuning"]:
@@ -101,6 +104,9 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
         groups.setdefault((row["arch"], row["size"]), []).append(row)
     for (_, size), group in groups.items():
         best = min(group, key=lambda row: row["val_loss"])
+        if size == rows[0]["size"]:
+            equals = [row for row in group if row["val_loss"] <= best["val_loss"] + TIE]
+            best = min(equals, key=lambda row: (row["lr"], row["val_loss"]))
         knobs = [row.pop("knobs") for row in group]
         own = knobs[group.index(best)]
         tried = {knob: {values[knob] for values in knobs} for knob in own}
