@@ -114,10 +114,8 @@ def scored(results, losses: dict[str, float]) -> None:
 )
 def test_best_setting_of_each_architecture_is_chosen_and_an_edge_is_said(results, decays, edges):
     """a6 is better by less than a seed's noise, with a higher rate."""
-    grid, losses = (
-        json.loads((results / "grid.json").read_text()),
-        {"a1": 3.0, "a2": 2.0, "a3": 4.0, "a4": 1.0, "a5": 5.0, "a6": 1.99},
-    )
+    grid = json.loads((results / "grid.json").read_text())
+    losses = {"a1": 3.0, "a2": 2.0, "a3": 4.0, "a4": 1.0, "a5": 5.0, "a6": 1.99}
     scored(results, losses)
     rates = {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.1, "a5": 0.2, "a6": 0.25}
     decay = {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.1, "a5": 0.1, "a6": 0.1} | decays
