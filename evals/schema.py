@@ -248,8 +248,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _int("seed", "", "of the run"),
         RUN,
         _float("val_loss", "nats/token", "validation cross-entropy at the end", False),
-        _bool("chosen", "whether the presets use it: the best of its architecture at the size that is tuned"),
-        _bool("edge", "whether it is the best at this size and a knob of it is the smallest or largest that was tried"),
+        _bool(
+            "chosen", "whether the presets use it: of the settings within 0.02 of the lowest loss the best at the lowest rate"
+        ),
+        _bool(
+            "edge", "whether it is chosen (at other sizes: the best) and a knob of it is the smallest or largest that was tried"
+        ),
     ),
     "speed": (
         _text("benchmark", "what is timed"),

@@ -78,10 +78,9 @@ def stale_after(tmp_path_factory):
     """Of a copy of this tree: the stages that a line more in one file makes stale, `train ARCH` among them."""
     copy, patch = tmp_path_factory.mktemp("tree"), pytest.MonkeyPatch()
     for package in provenance.PACKAGES:
-        for path in (provenance.ROOT / package).rglob("*"):
-            if path.suffix in (".py", ".cpp", ".h", ".html"):
-                (copy / path.relative_to(provenance.ROOT)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, copy / path.relative_to(provenance.ROOT))
+        for path in (path for kind in ("*.py", *provenance.SOURCES) for path in (provenance.ROOT / package).rglob(kind)):
+            (copy / path.relative_to(provenance.ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy / path.relative_to(provenance.ROOT))
     known, parse = {}, provenance.parsed.__wrapped__
     patch.setattr(provenance, "ROOT", copy)
 

@@ -103,15 +103,16 @@ def tuning_rows(grid: dict, runs: list[str], results: Path) -> list[dict]:
     for row in rows:
         groups.setdefault((row["arch"], row["size"]), []).append(row)
     for (_, size), group in groups.items():
+        chooses = size == rows[0]["size"]
         best = min(group, key=lambda row: row["val_loss"])
-        if size == rows[0]["size"]:
+        if chooses:
             equals = [row for row in group if row["val_loss"] <= best["val_loss"] + TIE]
             best = min(equals, key=lambda row: (row["lr"], row["val_loss"]))
         knobs = [row.pop("knobs") for row in group]
         own = knobs[group.index(best)]
         tried = {knob: {values[knob] for values in knobs} for knob in own}
         for row in group:
-            row["chosen"] = row is best and size == rows[0]["size"]
+            row["chosen"] = row is best and chooses
             row["edge"] = row is best and any(own[k] in (min(v), max(v)) for k, v in tried.items() if len(v) > 1)
     return rows
 

@@ -57,7 +57,7 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
             raise UserError(lines[-1].removeprefix("error: ") if done.returncode == 2 else done.stderr)
         grid = json.loads(path.read_text())
     known = sorted({arm["chain"] for arm in grid["arms"]} & set(chains))
-    return grid | {"gpus": gpu_count(), "gpu_jobs": preset.gpu_jobs, "all_chains": known}
+    return grid | {"gpus": gpu_count(), "gpu_jobs": preset.gpu_jobs, "layers": preset.layers, "all_chains": known}
 
 
 def environment() -> dict[str, str]:

@@ -61,7 +61,10 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imports, strings, loads = set(), set(), False
     for node in ast.walk(tree):
-        loads |= isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+        loads |= isinstance(node, ast.Call) and "import_module" in (
+            getattr(node.func, "attr", ""),
+            getattr(node.func, "id", ""),
+        )
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             strings.add(node.value.partition(":")[0])
         if isinstance(node, ast.Import):

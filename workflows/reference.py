@@ -19,6 +19,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -31,9 +32,9 @@ from workflows.presets import load_preset
 from workflows.provenance import ROOT, git, sha, stage_source, training_source
 
 REFERENCE = ROOT / "results" / "reference"
-# What makes the numbers of each table. Files that are read beside the code count with it.
+# What makes the numbers of each table: a stage, and files that are read beside its code.
 TRAINING = ("training",)
-PRODUCERS: dict[str, tuple[str, ...]] = {  # a stage, and files
+PRODUCERS: dict[str, tuple[str, ...]] = {
     "runs": TRAINING,
     "train": TRAINING,
     "health": TRAINING,
@@ -57,6 +58,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {  # a stage, and files
 WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.provenance")
 
 
+@cache
 def source(producer: tuple[str, ...]) -> str:
     """Fingerprint of a producer's code and of the files that it names."""
     layers = load_preset(DEFAULT_PRESET).layers

@@ -125,7 +125,6 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         "data_config": preset.data,
         "grid": grid,
         "runs": entries,
-        "layers": preset.layers,
         "arms": arms,
         "tuning": tuning,
         "matched": matched_rows(preset, matched),

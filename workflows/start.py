@@ -38,8 +38,10 @@ def strays(args: list[str]) -> list[str]:
     """Arguments between `--config` (`-C`) and the next option that are no NAME=VALUE pairs."""
     found, inside = [], False
     for arg in args:
-        inside = arg in ("--config", "-C") if arg.startswith("-") else inside
-        found += [arg] if inside and not arg.startswith("-") and "=" not in arg else []
+        if arg.startswith("-"):
+            inside = arg in ("--config", "-C")
+        elif inside and "=" not in arg:
+            found.append(arg)
     return found
 
 
