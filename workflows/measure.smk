@@ -69,16 +69,19 @@ if EVALS:
     MEASURED.append(f"{RESULTS}/evals.csv")
 
     # One process scores up to this many runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
-    # the declared output, so a run that joins a batch, or one that fails, costs the others nothing.
+    # the declared output, so a run that joins a batch, or one that fails, costs the others nothing. The smallest size, the
+    # last to be trained, is shared by two processes: nothing is left for another core to do meanwhile.
     EVALS_TOGETHER = 6
     EVALS_OF = {
         size: [run for run in EVALUATED if GRID["runs"][run]["size"] == size]
         for size in dict.fromkeys(GRID["runs"][run]["size"] for run in EVALUATED)
     }
+    LAST_TRAINED = min(EVALS_OF, key=cost_of)
     EVALS_BATCHES = {
-        f"{size}.{start // EVALS_TOGETHER}": runs[start : start + EVALS_TOGETHER]
+        f"{size}.{start // together}": runs[start : start + together]
         for size, runs in EVALS_OF.items()
-        for start in range(0, len(runs), EVALS_TOGETHER)
+        for together in [EVALS_TOGETHER // 2 if size == LAST_TRAINED else EVALS_TOGETHER]
+        for start in range(0, len(runs), together)
     }
 
     # One rule per size, as in training: the scheduler takes the largest first, so the cores end at nearly the same time.
