@@ -80,7 +80,9 @@ if EVALS:
     EVALS_BATCHES = {
         f"{size}.{start // together}": runs[start : start + together]
         for size, runs in EVALS_OF.items()
-        for together in [EVALS_TOGETHER // 2 if size == LAST_TRAINED else EVALS_TOGETHER]
+        for together in [
+            EVALS_TOGETHER // 2 if size == LAST_TRAINED else EVALS_TOGETHER
+        ]
         for start in range(0, len(runs), together)
     }
 
