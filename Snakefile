@@ -15,10 +15,10 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 os.environ["PYTHONPATH"] = workflow.basedir
 
-from workflows.errors import UserError
+from evals.records.errors import UserError
 from workflows.grid import load_grid
 from workflows.presets import plan_target
-from workflows.provenance import sha, stage_source
+from evals.records.provenance import sha, stage_source
 
 try:
     GRID = load_grid(config, Path("results"))
@@ -59,7 +59,7 @@ rule all:
         f"reports/{PRESET}.html",
 
 
-include: "workflows/data.smk"
-include: "workflows/train.smk"
-include: "workflows/measure.smk"
-include: "workflows/report.smk"
+include: "workflows/rules/data.smk"
+include: "workflows/rules/train.smk"
+include: "workflows/rules/measure.smk"
+include: "workflows/rules/report.smk"

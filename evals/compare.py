@@ -39,9 +39,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-from evals import schema, stats
-from evals.evidence import SCORES
-from workflows.errors import UserError, run
+from evals import stats
+from evals.claims.evidence import SCORES
+from evals.records import schema
+from evals.records.errors import UserError, run
 
 TIGHT = 1e-3
 MARGIN = 0.05  # nats/token: smaller differences take three seeds to rule on, so none of the suite's rulings turns on them

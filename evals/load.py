@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from torch import nn
 
-from evals.memory_tasks import BioS, MixtureConfig
+from evals.records.errors import UserError
+from evals.records.provenance import sha, stage_source
+from evals.records.runs import load_run
+from evals.records.shards import Shards, load_shards
+from evals.records.sources import SOURCES, fetch, sha256_file
+from evals.records.tensors import read_tensors
+from evals.scores.memory import BioS, MixtureConfig
 from models import arch_module
-from workflows.checkpoint import read_tensors
-from workflows.corpus import SOURCES, fetch, sha256_file
-from workflows.errors import UserError
-from workflows.provenance import sha, stage_source
-from workflows.runs import load_run
-from workflows.shards import Shards, load_shards
 
 
 class Opened(NamedTuple):
@@ -37,7 +37,7 @@ def identity(folder: Path, asked: Any) -> str:
         UserError: the run is not finished.
     """
     config = load_run(folder)
-    tasks = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("tasks/*.yaml"))]
+    tasks = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("scores/tasks/*.yaml"))]
     code = stage_source("evaluate", [arch_module(config.model.arch.name)])
     corpus = sha256_file(Path(load_shards(Path(config.data)).path) / "meta.json")
     return sha([config.run, config.sha, sha256_file(weights_of(folder)), corpus, code, tasks, asked])

@@ -18,15 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evals import schema
+from evals.records import errors, schema
+from evals.records.errors import UserError
+from evals.records.provenance import device_name
 from kernels.allocator import keep_memory
 from models.moe import MoEConfig
 from models.peer import PEERConfig
 from models.pkm import PKMConfig
 from models.ultramem import UltraMemConfig
-from workflows import errors
-from workflows.errors import UserError
-from workflows.provenance import device_name
 
 PINS = (
     "product-key-memory==0.3.0",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.diagnosis import PREFIX as DIAGNOSIS
+from evals.claims.diagnosis import PREFIX as DIAGNOSIS
 from reports import figures, published
 from reports.contrast import by_seed, contrast, runs_of
 from reports.page import Cell, Missing, Picture, Results, Table, kinds, number
@@ -37,7 +37,7 @@ def ablations(results: Results) -> Iterator:
         "What P2 publishes of each change, most of it in points of its own benchmarks, which no run here can be held against."
     )
     header = ["change", "at", "metric", "published", "unit", "source"]
-    yield Table("evals/reference/ultramem_v2_ablations.csv", words, "", header, rows, ("published",), tall=True)
+    yield Table("evals/claims/reference/ultramem_v2_ablations.csv", words, "", header, rows, ("published",), tall=True)
 
 
 def chain(results: Results, name: str) -> pd.DataFrame:

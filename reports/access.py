@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.evidence import PAIRS
+from evals.claims.evidence import PAIRS
 from reports import figures, published
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
 from reports.style import Panel, anchor, in_order, key, look
@@ -93,7 +93,7 @@ def _ratios(whole: pd.DataFrame, context: str, badges: tuple[str, ...]) -> Itera
     words = " and ".join(f"{look(moe).label} over {look(memory).label}" for moe, memory in PAIRS)
     if panels:
         yield Picture(
-            "access.csv + evals/reference",
+            "access.csv + evals/claims/reference",
             f"How many times the bytes of the memory layer an MoE's layers read: {words}. Hollow squares: the labels printed "
             "in P1 figure 1c for its 1.6B models, in the worst case and without keys and projections, on the same axes.",
             context,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import jinja2
 
+from evals.records.errors import run
 from reports.page import Results, Text, span
 from reports.placebos import CHAIN as PLACEBOS
 from reports.sections import SECTIONS
 from reports.style import LOOKS, si
-from workflows.errors import run
 
 
 def facts(results: Results) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.widths import FLAT, slopes
+from evals.claims.widths import FLAT, slopes
 from reports import figures
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, number
 from reports.style import in_order, look

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from evals.diagnosis import PREFIX
+from evals.claims.diagnosis import PREFIX
 from reports.page import Cell, Results, Table, Text, kinds, number
 from reports.style import interval
 

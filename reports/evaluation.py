@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from evals.memory_tasks import TASKS, BioS
+from evals.scores.memory import TASKS, BioS
 from reports import figures, published
 from reports.ablations import CONTROLS
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
@@ -107,7 +107,7 @@ def _scores(results: Results, evals: pd.DataFrame, subjects: tuple[str, ...], ti
 def _published(name: str, words: str, metrics: tuple[str, ...] = ()) -> Table:
     wide = published.scores(name, metrics)
     rows = [[Cell(model), *(Cell(value, value, number=True) for value in line)] for model, *line in wide.itertuples(name=None)]
-    return Table(f"evals/reference/{name}.csv", words, "", ["model", *wide], rows, ("published",), tall=True)
+    return Table(f"evals/claims/reference/{name}.csv", words, "", ["model", *wide], rows, ("published",), tall=True)
 
 
 def clear_winner(scores: pd.DataFrame) -> str | None:

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator
 
+from evals.records.errors import UserError
 from reports import figures
 from reports.page import Cell, Facts, Missing, Picture, Results, Table, kinds, number
 from reports.style import WIDE, anchor, si
-from workflows.errors import UserError
 
 
 def cost(results: Results) -> Iterator:

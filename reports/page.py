@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals import schema
+from evals.records import schema
+from evals.records.errors import UserError
 from reports.style import ORDER, Look, Panel, anchor, in_order, key, look, si
-from workflows.errors import UserError
 
 FILES = {name: name for name in schema.TABLES} | {"latency_modelled": "latency", "access_hardware": "access", "peers": "speed"}
 WRITER = {
@@ -28,7 +28,7 @@ WRITER = {
     "claims": "“snakemake claims” writes it",
     "plan": "“snakemake plan” writes it",
     "cost": "the gathering stage writes it",
-    "diagnosis": "“python -m evals.diagnosis” writes it",
+    "diagnosis": "“python -m evals.claims.diagnosis” writes it",
     "coordinates": "“snakemake coordinates” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")

@@ -1,4 +1,4 @@
-"""The papers' losses as points, from evals/reference: P1 table 1 (validation loss), P2 tables 1 and 3 (evaluation loss).
+"""The papers' losses as points, from evals/claims/reference: P1 table 1 (validation loss), P2 tables 1 and 3 (evaluation loss).
 
 Each paper has its own data and tokenizer, and P1 publishes no tokens a run: the points share our axes, not our level.
 """
@@ -6,13 +6,11 @@ Each paper has its own data and tokenizer, and P1 publishes no tokens a run: the
 import re
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 
-from evals import schema
+from evals.claims.evidence import REFERENCE
 
-REFERENCE = Path(schema.__file__).with_name("reference")
 FAMILIES = {
     "Dense": "dense",
     "MoE": "moe2",
@@ -27,7 +25,7 @@ UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    """A file of evals/reference as it stands; a missing condition is ""."""
+    """A file of evals/claims/reference as it stands; a missing condition is ""."""
     return pd.read_csv(REFERENCE / f"{name}.csv", dtype={"value": str}).fillna("")
 
 

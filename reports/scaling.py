@@ -148,7 +148,7 @@ def _beside_the_papers(results: Results) -> Iterator:
         labels = {"title": f"Against {words}", "x_label": words, "y_label": LOSS}
         panels.append(figures.laws(f"papers-{column}", ours, points[points["x"].notna()], **labels))
     yield Picture(
-        "runs.csv + evals/reference",
+        "runs.csv + evals/claims/reference",
         "Ours (filled) and the papers' models (hollow; P1 table 1, P2 tables 1 and 3, pre-training only) on the same axes. "
         "Data and tokenizers differ, so the distance says nothing of quality: it shows how far from the papers' scale these "
         "runs are. MoE of P2 is drawn as MoE-8, grey is Memory+. P1 publishes no tokens.",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.claims import counts
+from evals.claims.ledger import counts
 from reports.ablations import waterfalls
 from reports.answer import answer
 from reports.claims import SIGNS

@@ -1,6 +1,6 @@
-"""Small made-up results folders for the tests of evals/claims.py and evals/compare.py."""
+"""Small made-up results folders for the tests of evals/claims/ledger.py and evals/compare.py."""
 
-from evals import schema
+from evals.records import schema
 
 BLANK = {str: "x", int: 1, float: 1.0, bool: False}
 

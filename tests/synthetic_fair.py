@@ -13,7 +13,8 @@ import synthetic_folder
 from synthetic import row
 from synthetic_folder import ARCHS, run_row
 
-from evals import diagnosis, schema
+from evals.claims import diagnosis
+from evals.records import schema
 
 SHIFT = 0.123
 MEMORIES = ("pkm", "ultramem", "ultramem_v2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from synthetic import row
 
-from evals import schema
+from evals.records import schema
 
 ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
 SIZES = {"d64": 64, "d128": 128, "d256": 256}

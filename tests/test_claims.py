@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from synthetic import chain_runs, grid_run, row, write
 
-from evals import claims, evidence, harness, schema
-from evals.claims import Claim, rule
-from evals.evidence import Evidence, NotTested, Results
+from evals.claims import evidence
+from evals.claims import ledger as claims
+from evals.claims.evidence import Evidence, NotTested, Results
+from evals.claims.ledger import Claim, rule
+from evals.records import schema
+from evals.records.errors import UserError
+from evals.scores import harness
 from workflows import health
-from workflows.errors import UserError
 from workflows.matched import match_size
 from workflows.presets import load_chains, load_preset
 
@@ -682,7 +685,7 @@ def test_a_misspelt_field_a_repeated_id_or_a_stray_test_is_refused(tmp_path, old
         claims.load(tmp_path / "claims.yaml")
 
 
-# The printed cells do not explain these two averages; see evals/reference/README.md.
+# The printed cells do not explain these two averages; see evals/claims/reference/README.md.
 NOT_THE_MEAN = {("MoE-151M-2in32", "Avg6"): -0.40, ("Dense-1.6B", "Avg10"): -0.41}
 
 

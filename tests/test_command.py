@@ -134,8 +134,9 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
         assert words[at - 1] == python
         modules.add(words[at + 1])
     assert modules == {
-        "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.harness", "evals.counted",
-        "evals.latency", "evals.roofline", "evals.claims", "evals.training_speed", "evals.peers", "reports.build",
+        "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
+        "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "workflows.speed",
+        "evals.peers", "reports.build",
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from synthetic import chain_runs, grid_run, row, write
 
-from evals import compare, schema
-from evals.evidence import SCORES
-from workflows.errors import UserError
+from evals import compare
+from evals.claims.evidence import SCORES
+from evals.records import schema
+from evals.records.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from evals import harness
-from evals.memory_tasks import MixtureConfig
+from evals.records import runs, strict
+from evals.records.errors import UserError
+from evals.scores import harness
+from evals.scores.memory import MixtureConfig
 from models.match import flops, params
-from workflows import ablate, grid, matched, presets, resolve, runs, strict
-from workflows.errors import UserError
+from workflows import ablate, grid, matched, presets, resolve
 from workflows.presets import Chain, Step, load_chains, load_preset
 
 

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from evals import coordinates, schema
-from evals.coordinates import STEPS, WIDTH_RULES
-from evals.widths import slopes
+from evals.claims.widths import slopes
+from evals.records import errors, schema
+from evals.records.errors import UserError
 from models.match import match
-from workflows import errors
-from workflows.errors import UserError
+from workflows import coordinates
+from workflows.coordinates import STEPS, WIDTH_RULES
 from workflows.matched import match_rule, prototype
 from workflows.optim import Optimizers
 from workflows.presets import load_preset

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import kernels
-from evals import counted, schema
+from evals.access import counted
+from evals.records import schema
+from evals.records.errors import UserError
 from models import arch_config
 from models.fold import fold
 from models.memory import Memory
 from models.moe import MoE
 from models.overlap import Overlap
 from models.transformer import ModelConfig
-from workflows.errors import UserError
 
 B = 64
 MEMORY = {"d_ff": 16, "placement": ("0:1", "2:2"), "n_keys": 48, "d_key": 8, "n_mem_heads": 1, "top_m": 8}

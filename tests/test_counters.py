@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 
-from evals import counters, schema
-from evals.counters import FROM_L2, FROM_MEMORY, NoCounters, read_counters
+from evals.access import hardware as counters
+from evals.access.hardware import FROM_L2, FROM_MEMORY, NoCounters, read_counters
+from evals.records import schema
 from reports import access
 
 HEADER = (

@@ -8,8 +8,9 @@ import pytest
 from scipy import stats as distributions
 from synthetic import grid_run, row, write
 
-from evals import diagnosis, schema
-from workflows.errors import UserError
+from evals.claims import diagnosis
+from evals.records import schema
+from evals.records.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TOPICS = """
@@ -92,7 +93,15 @@ def test_a_bad_topic_is_one_sentence(results, text, words):
 
 def test_the_command_says_what_to_train_where_nothing_was(results):
     schema.write(results / "arms.csv", "arms", schema.read(results / "arms.csv", "arms").query("chain == 'sparsity'"))
-    command = [sys.executable, "-m", "evals.diagnosis", "--results", str(results), "--out", str(results / "diagnosis.csv")]
+    command = [
+        sys.executable,
+        "-m",
+        "evals.claims.diagnosis",
+        "--results",
+        str(results),
+        "--out",
+        str(results / "diagnosis.csv"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "has no chain that begins with diagnosis_" in done.stderr

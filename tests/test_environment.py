@@ -88,7 +88,8 @@ class Without:
 
 sys.meta_path[:] = map(Without, sys.meta_path)
 import torch
-import kernels, workflows.train, workflows.resolve, evals.latency, evals.harness, evals.claims, reports.build
+import kernels, workflows.train, workflows.resolve, reports.build
+import evals.decode.latency, evals.scores.harness, evals.claims.ledger
 from workflows import matched
 from workflows.presets import load_preset
 

@@ -16,22 +16,24 @@ import pytest
 import torch
 import yaml
 
-from evals import facts, harness, items, load, olmo, perplexity, schema
-from evals.harness import ModelLM, evaluate, stderr
-from evals.memory_tasks import TASKS, BioS
-from evals.tasks import utils
+from evals import load
+from evals.records import schema
+from evals.records.errors import UserError
+from evals.records.recipe import Train
+from evals.records.runs import RunConfig
+from evals.records.sources import SOURCES, fetch, sha256_file
+from evals.records.tensors import write_tensors
+from evals.scores import facts, harness, items, olmo, perplexity
+from evals.scores.harness import ModelLM, evaluate, stderr
+from evals.scores.memory import TASKS, BioS
+from evals.scores.tasks import utils
 from models.feed_forward import DenseConfig
 from models.moe import MoEConfig
 from models.pkm import PKMConfig
 from models.transformer import ModelConfig
 from models.ultramem import UltraMemConfig
 from models.ultramem_v2 import UltraMemV2Config
-from workflows.checkpoint import write_tensors
-from workflows.corpus import SOURCES, fetch, sha256_file
-from workflows.errors import UserError
 from workflows.prepare import train_bpe
-from workflows.presets import Train
-from workflows.runs import RunConfig
 
 TEXT = (
     "The cat sat on the mat and the dog sat on the log. A cat is a small animal; a dog is an animal too.\n"
@@ -384,7 +386,7 @@ def test_gold_bits_per_byte_by_hand(lm, wheel, tmp_path):
 
 
 def test_items_may_know_their_chance(lm):
-    """Those of the memory tasks do, all of them (`evals.memory_tasks.Item`); others are choices of equal chance."""
+    """Those of the memory tasks do, all of them (`evals.scores.memory.Item`); others are choices of equal chance."""
     samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, 0.3)]
     assert harness._chance(lm, "acc", samples) == pytest.approx(0.4)
     assert harness._chance(lm, "acc", [{**sample, "doc": {}} for sample in samples]) == 0.25
@@ -502,7 +504,7 @@ def test_corpus_facts(tmp_path, tokenizer):
 
 
 def test_perplexity(tmp_path, tokenizer, uniform, lm):
-    from workflows.shards import load_shards
+    from evals.records.shards import load_shards
 
     shards = load_shards(corpus(tmp_path, tokenizer))
     n_tokens = len(shards.test["wiki_lead"])
@@ -701,7 +703,7 @@ def test_items_pair_two_runs(runs, monkeypatch):
     assert not gap.bounded  # one item of arc_easy allows no interval
     with pytest.raises(UserError, match="no common item of lambada: evaluate both with the same tasks"):
         items.paired(a, b, ["lambada"])
-    with pytest.raises(UserError, match=r"cannot be read .*: run python -m evals.harness --run"):
+    with pytest.raises(UserError, match=r"cannot be read .*: run python -m evals.scores.harness --run"):
         items.read(runs.folders[2])
 
 

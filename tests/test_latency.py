@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-import evals.latency as latency
-from evals import schema
-from evals.access import FEED_FORWARD
-from evals.counted import recorded
-from evals.latency import Machine, Plan, Step, build, roofline, slots_only, step_of, time_batch
-from evals.timers import timer
+import evals.decode.latency as latency
+from evals.access.counted import recorded
+from evals.access.declared import FEED_FORWARD
+from evals.decode.latency import Machine, Plan, Step, build, roofline, slots_only, step_of, time_batch
+from evals.decode.settings import Latency
+from evals.decode.timers import timer
+from evals.records import schema
+from evals.records.errors import UserError
 from models import arch_config
 from models.transformer import ModelConfig
-from workflows.errors import UserError
-from workflows.presets import Latency
 from workflows.resolve import write_grid
 
 CPU = torch.device("cpu")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evals.records.recipe import Train
 from models.memory import permutation
 from models.memory_plus import MemoryPlusConfig
 from models.peer import PEERConfig
@@ -15,7 +16,6 @@ from models.tucker import Tucker
 from models.ultramem import UltraMemConfig
 from models.ultramem_v2 import UltraMemV2Config
 from workflows.optim import Optimizers
-from workflows.presets import Train
 
 D, L = 32, 4
 SIZES = {"d_ff": 24, "n_keys": 12, "d_key": 8, "top_m": 4}

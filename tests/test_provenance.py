@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from evals.records import provenance
 from models import ARCHS, arch_module
-from workflows import provenance
 
 
 @pytest.fixture
@@ -126,10 +126,10 @@ BUILDS = {stage for stage, modules in provenance.STAGES.items() if provenance.AR
         ("models/tucker.py", TUCKER | BUILDS, TRAIN - TUCKER | {"prepare", "gather"}),
         ("models/pkm.py", {"train pkm"} | BUILDS, {"train dense", "train moe", "prepare"}),
         ("models/__init__.py", set(), TRAIN | {"prepare", "latency", "evaluate"}),
-        ("evals/harness.py", {"evaluate"}, TRAIN | {"prepare", "latency", "access", "gather"}),
-        ("evals/tasks/utils.py", {"evaluate"}, TRAIN | {"prepare", "latency"}),
-        ("evals/latency.py", {"latency"}, TRAIN | {"prepare", "evaluate"}),
-        ("evals/claims.py", {"claims", "report"}, TRAIN | {"prepare", "evaluate", "latency", "access"}),
+        ("evals/scores/harness.py", {"evaluate"}, TRAIN | {"prepare", "latency", "access", "gather"}),
+        ("evals/scores/tasks/utils.py", {"evaluate"}, TRAIN | {"prepare", "latency"}),
+        ("evals/decode/latency.py", {"latency"}, TRAIN | {"prepare", "evaluate"}),
+        ("evals/claims/ledger.py", {"claims", "report"}, TRAIN | {"prepare", "evaluate", "latency", "access"}),
         ("reports/style.py", {"report"}, TRAIN | set(provenance.STAGES) - {"report"}),
         ("workflows/train.py", TRAIN, {"prepare", "latency", "evaluate"}),
         ("workflows/corpus.py", {"prepare"}, TRAIN),
@@ -145,7 +145,7 @@ def test_what_an_edit_of_the_tree_makes_stale(stale_after, file, must, must_not)
 # Commands that make no number of a stage, the table of names, and what only tests and ports of weights call.
 OUTSIDE = {
     *("evals/compare.py", "kernels/aot.py", "kernels/tracer.py", "models/__init__.py", "models/count.py", "models/parity.py"),
-    *("workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
+    *("workflows/__init__.py", "workflows/checkpoint.py", "workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
 }
 
 

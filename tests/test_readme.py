@@ -16,7 +16,7 @@ import pytest
 import synthetic_folder
 from test_parity import OTHERS, official
 
-from evals import schema
+from evals.records import schema
 from workflows import presets
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +94,7 @@ SMALL = {
     "evals.compare": "",
     "reports.build": "",
     "kernels.aot": "--only topm_backward",
-    "evals.access": "",
+    "evals.access.declared": "",
 }
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
 SPEED = "--d-model 64 --threads 1 --batch-size 2 --seq-len 32 --rounds 2"

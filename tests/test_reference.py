@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from synthetic import grid_run, row
 
-from evals import schema
+from evals.records import schema
+from evals.records.errors import UserError
 from workflows import reference
-from workflows.errors import UserError
 
 
 def test_every_table_of_the_reference_is_accounted_for():
@@ -133,7 +133,7 @@ def test_only_what_snakemake_made_by_this_code_is_copied(status, made, refused, 
 
 def test_fingerprints_stop_at_what_only_writes():
     """`source` sees the code of the producer and the files it names, not how a CSV is written."""
-    producer = ("modelled", "evals/gpus.yaml")
+    producer = ("modelled", "evals/decode/gpus.yaml")
     assert reference.source(producer) != reference.source(producer[:1])
     assert len(reference.source(("training",))) == 12
     assert isinstance(reference.recorded(reference.REFERENCE), pd.DataFrame)

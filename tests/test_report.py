@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from synthetic_fair import SHIFT, folder
 from synthetic_folder import ARCHS, SIZES, run_row
 
-from evals import schema, stats
+from evals import stats
+from evals.records import schema
+from evals.records.errors import UserError
 from reports import build, claims, evaluation, figures, published, scaling, sections, speedups, style, timings
 from reports import page as parts
-from workflows.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [name for name, _, _ in sections.SECTIONS]
@@ -444,7 +445,7 @@ def test_the_same_csvs_give_the_same_bytes_without_torch_or_the_trainer(results,
     command = [sys.executable, "-c", code, "--results", str(results), "--out", str(out)]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[0] == "[] ['workflows.errors']"
+    assert done.stdout.split("\n")[0] == "[] ['evals.records.errors']"
     assert out.read_text(encoding="utf-8") == page
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 

@@ -8,7 +8,7 @@ import synthetic_fair
 from scipy import stats as distributions
 from synthetic import grid_run, row, write
 
-from evals import schema
+from evals.records import schema
 from reports import answer, build, placebos, scaling, sections, speedups, style
 from reports.page import Results, Text
 

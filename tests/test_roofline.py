@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evals import access, roofline, schema, statements
+from evals.access import declared as access
+from evals.decode import modelled, roofline, statements
+from evals.records import schema
+from evals.records.errors import UserError
 from models.cost import Cost, Part, dense
-from workflows.errors import UserError
 
 DEVICES, LAUNCHES = roofline.load()
 P1 = access.p1("ultramem", "1.6B")
@@ -142,7 +144,7 @@ def test_h100_is_faster_and_h200_faster_still():
 
 
 def test_rows_are_labelled_modelled_and_fit_the_schema(tmp_path):
-    schema.write(tmp_path / "latency.csv", "latency", roofline.rows(DEVICES, LAUNCHES, (1, 64)))
+    schema.write(tmp_path / "latency.csv", "latency", modelled.rows(DEVICES, LAUNCHES, (1, 64)))
     table = schema.read(tmp_path / "latency.csv", "latency")
     assert set(table.kind) == {"modelled"}
     assert (table.run == "").all()
@@ -181,7 +183,7 @@ def test_overlap_hides_launches_but_moves_every_byte(part):
 
 
 def test_rows_hold_both_tricks_of_ultramem_and_of_nothing_else(tmp_path):
-    schema.write(tmp_path / "latency.csv", "latency", roofline.rows(DEVICES, LAUNCHES, (16,)))
+    schema.write(tmp_path / "latency.csv", "latency", modelled.rows(DEVICES, LAUNCHES, (16,)))
     table = schema.read(tmp_path / "latency.csv", "latency")
     assert set(table[table.variant != "plain"].arch) == {"ultramem"}
     one = table[
@@ -208,7 +210,7 @@ def test_statements_are_ruled_on_by_cache(tmp_path, capsys):
     small = replace(DEVICES["A100"], memory=1e15, bandwidth=2e11)
     changed = {row["id"]: row["verdict"] for row in statements.statements(small, LAUNCHES)}
     assert changed["P1 figure 1b"] == "holds"
-    roofline.main(["--statements", str(tmp_path / "deep" / "statements.csv")])
+    modelled.main(["--statements", str(tmp_path / "deep" / "statements.csv")])
     written = pd.read_csv(tmp_path / "deep" / "statements.csv")
     assert list(written) == ["device", "id", "statement", "published", "modelled", "verdict"]
     assert len(written) == 3 * len(rows)
@@ -225,8 +227,8 @@ def test_a_broken_device_file_is_one_sentence(tmp_path):
 
 def test_modelled_rows_do_not_depend_on_the_order_of_hashes():
     """Sums of floats in the order of a set would differ from run to run in the last bit."""
-    code = "from evals import roofline; d, l = roofline.load(); print(list(roofline.rows(d, l, (1, 4))))"
-    root, seen = Path(roofline.__file__).parent.parent, set()
+    code = "from evals.decode import modelled, roofline; d, l = roofline.load(); print(list(modelled.rows(d, l, (1, 4))))"
+    root, seen = Path(__file__).parents[1], set()
     for seed in ("1", "2", "3"):
         how = {"cwd": root, "env": os.environ | {"PYTHONHASHSEED": seed}, "capture_output": True, "check": True}
         seen.add(subprocess.run([sys.executable, "-c", code], **how).stdout)

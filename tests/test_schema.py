@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import schema
-from workflows.errors import UserError
+from evals.records import schema
+from evals.records.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VALUES = {
@@ -229,7 +229,7 @@ def test_the_readme_explains_the_columns_as_they_are(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text(readme, encoding="utf-8")
     schema.main([str(copy)])
-    assert copy.read_text(encoding="utf-8") == readme, "run `python -m evals.schema results/README.md`"
+    assert copy.read_text(encoding="utf-8") == readme, "run `python -m evals.records.schema results/README.md`"
     for table, columns in schema.TABLES.items():
         assert len({column.name for column in columns}) == len(columns)
         assert f"### {table}.csv" in readme

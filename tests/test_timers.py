@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from evals import timers
+from evals.decode import timers
 from kernels import tune
 
 

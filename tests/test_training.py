@@ -18,11 +18,12 @@ import pytest
 import torch
 import yaml
 
-from evals import schema
-from workflows import checkpoint, matched, runs, train
-from workflows.errors import UserError
+from evals.records import runs, schema, tensors
+from evals.records.errors import UserError
+from evals.records.recipe import Train
+from workflows import checkpoint, matched, train
 from workflows.optim import Optimizers, RowAdamW, cosine, parameter_roles, value_factor
-from workflows.presets import Train, load_preset
+from workflows.presets import load_preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +102,7 @@ def test_killed_run_continues_bit_for_bit(tmp_path, corpus, models, arch, how):
     assert losses(broken) == losses(straight)
     ours, theirs = (pd.read_csv(folder / "runs.csv").iloc[0] for folder in (broken, straight))
     assert (ours.val_loss, ours.resumed, theirs.resumed) == (theirs.val_loss, 1, 0)
-    a, b = (checkpoint.read_tensors(folder / "model.safetensors")[0] for folder in (broken, straight))
+    a, b = (tensors.read_tensors(folder / "model.safetensors")[0] for folder in (broken, straight))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -200,7 +201,7 @@ def test_diverged_loss_names_step_and_checkpoint(tmp_path, corpus, models):
     one.update = poisoned
     with pytest.raises(UserError, match=r"at step 4; the last good checkpoint is .*checkpoint.safetensors.*lower lr"):
         one.train(NoStop())
-    assert checkpoint.read_tensors(one.checkpoint)[1]["step"] == 3
+    assert tensors.read_tensors(one.checkpoint)[1]["step"] == 3
 
 
 def test_data_changed_in_place_is_refused(tmp_path, corpus, models):
@@ -219,17 +220,17 @@ def test_data_changed_in_place_is_refused(tmp_path, corpus, models):
 
 def test_weights_changed_in_place_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    tensors = {"a": torch.arange(50.0), "b": torch.ones(3, 2, dtype=torch.bfloat16), "c": torch.tensor(7)}
-    checkpoint.write_tensors(path, tensors, {"step": 3})
-    read, note = checkpoint.read_tensors(path)
+    given = {"a": torch.arange(50.0), "b": torch.ones(3, 2, dtype=torch.bfloat16), "c": torch.tensor(7)}
+    tensors.write_tensors(path, given, {"step": 3})
+    read, note = tensors.read_tensors(path)
     assert note == {"step": 3}
-    assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+    assert all(torch.equal(read[name], given[name]) and read[name].dtype == given[name].dtype for name in given)
     whole = path.read_bytes()
     for old, new in [(np.float32(33).tobytes(), np.float32(34).tobytes()), (b'step\\": 3', b'step\\": 4')]:
         assert whole.count(old) == 1
         path.write_bytes(whole.replace(old, new))
         with pytest.raises(UserError, match=r"model.safetensors is not what was written \(another sha256\)"):
-            checkpoint.read_tensors(path)
+            tensors.read_tensors(path)
 
 
 def test_second_trainer_is_refused(tmp_path):
@@ -267,7 +268,7 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, corpus, models, monkeyp
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(UserError, match="the disk is full"):
         one.save()
     assert one.checkpoint.read_bytes() == before
@@ -429,7 +430,7 @@ def test_workers_stop_after_the_same_step(tmp_path, corpus, models, told):
     assert said[0].count("stopped by SIGTERM; saved at step") == 1
     assert "stopped by" not in said[1]
     assert "Traceback" not in "".join(said)
-    assert checkpoint.read_tensors(folder / "checkpoint.safetensors")[1]["step"] > 0
+    assert tensors.read_tensors(folder / "checkpoint.safetensors")[1]["step"] > 0
 
 
 def test_workers_must_be_started(tmp_path, corpus, models):

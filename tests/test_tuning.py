@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from evals import schema
+from evals.records import schema
+from evals.records.errors import UserError
 from workflows import presets
-from workflows.errors import UserError
 
 SWEEP = schema.read(Path(__file__).parent.parent / "results/reference/tuning.csv", "tuning")
 PRESET = presets.load_preset("cpu")

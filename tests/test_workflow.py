@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 
-from evals import schema
-from evals.memory_tasks import ATTRIBUTES, MixtureConfig, mixture
+from evals.records import schema
+from evals.scores.memory import ATTRIBUTES, MixtureConfig, mixture
 from workflows.presets import load_preset
 
 ROOT = Path(__file__).parent.parent

@@ -6,13 +6,14 @@ import dataclasses
 import re
 from typing import Any
 
+from evals.records import strict
+from evals.records.errors import UserError
+from evals.records.recipe import Train
+from evals.records.runs import build_arch, plain
 from models.match import MatchRule, solve_sizes
 from models.transformer import ModelConfig
-from workflows import strict
-from workflows.errors import UserError
 from workflows.matched import Matched, recipe, width_share
-from workflows.presets import Chain, Preset, Step, Train, Tuning, merge
-from workflows.runs import build_arch, plain
+from workflows.presets import Chain, Preset, Step, Tuning, merge
 
 RELATIVE = re.compile(r"x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?")
 

@@ -12,9 +12,8 @@ import shutil
 import statistics
 from pathlib import Path
 
-from evals import schema
-from workflows import errors
-from workflows.errors import UserError
+from evals.records import errors, schema
+from evals.records.errors import UserError
 
 PER_RUN = ("runs", "train", "health")
 TIE = 0.02  # nats; of one seed's noise: tuned settings this close to the lowest loss are not told apart

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evals.records.errors import UserError
+from evals.records.provenance import ROOT, fingerprint, sha
 from models import ARCHS, arch_module
-from workflows.errors import UserError
 from workflows.presets import CONFIGS, TARGET, load_chains, load_preset, plan_target
-from workflows.provenance import ROOT, fingerprint, sha
 
 DEFAULT_PRESET = "cpu"
 

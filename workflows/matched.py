@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from evals.records import strict
+from evals.records.errors import UserError
+from evals.records.recipe import Train
+from evals.records.runs import build_model
 from models import arch_config
 from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense, params
 from models.transformer import ModelConfig
-from workflows import strict
-from workflows.errors import UserError
-from workflows.presets import Preset, Train, merge
-from workflows.runs import build_model
+from workflows.presets import Preset, merge
 
 ARCH_KNOBS = ("width_knob", "size_knob", "share_knob")
 WIDTH_SHARE = re.compile(r"d_model ?/ ?(\d+)")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from workflows.presets import Train
+from evals.records.recipe import Train
 
 
 def cosine(step: int, cfg: Train) -> float:

@@ -1,8 +1,8 @@
 """Hours, memory and disk of a preset before anything runs: python -m workflows.plan results/paper --gpu H100 --gpus 64
 
-For a named GPU the prediction is FLOPs over the peak of evals/gpus.yaml times the share of it that training is assumed to
-reach. Without one, a few steps of each architecture are timed on this machine, on the largest model that fits a small
-budget of memory and time, and carried over by FLOPs, at most `FARTHEST` times as many for a token. What is printed and
+For a named GPU the prediction is FLOPs over the peak of evals/decode/gpus.yaml times the share of it that training is
+assumed to reach. Without one, a few steps of each architecture are timed on this machine, on the largest model that fits a
+small budget of memory and time, and carried over by FLOPs, at most `FARTHEST` times as many for a token. What is printed and
 written is a prediction.
 """
 
@@ -15,17 +15,16 @@ from pathlib import Path
 
 import torch
 
-from evals import schema
-from evals.roofline import Device
-from evals.roofline import load as load_gpus
+from evals.decode.roofline import Device
+from evals.decode.roofline import load as load_gpus
+from evals.records import errors, schema
+from evals.records.errors import UserError
+from evals.records.provenance import device_name
+from evals.records.runs import RunConfig, load_run
 from models.match import flops
-from workflows import errors
-from workflows.errors import UserError
 from workflows.optim import Optimizers
 from workflows.presets import load_preset, plan_target
-from workflows.provenance import device_name
 from workflows.resolve import resolve
-from workflows.runs import RunConfig, load_run
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
 FARTHEST = 10.0  # times the calibrated model's FLOPs per token
@@ -198,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results/{preset}")
     parser.add_argument("--cores", type=int, default=torch.get_num_threads(), help="runs side by side on this machine")
-    parser.add_argument("--gpu", help="a device of evals/gpus.yaml to predict for, instead of timing this machine")
+    parser.add_argument("--gpu", help="a device of evals/decode/gpus.yaml to predict for, instead of timing this machine")
     parser.add_argument("--gpus", type=int, help="how many of them")
     args = parser.parse_args()
     path = args.results / "grid.json"

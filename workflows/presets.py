@@ -10,81 +10,18 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from evals.decode.settings import GPUS, Latency
+from evals.records import strict
+from evals.records.errors import UserError
+from evals.records.recipe import Count, CountOrNone, Names, Positive, Seeds, Train
+from evals.records.sources import PINS
 from models import arch_module
-from workflows import strict
-from workflows.errors import UserError
-from workflows.strict import Distinct, Range
 
 CONFIGS = Path(__file__).parent / "configs"
-
-# What no run of any preset exceeds: far above the papers, and far below what overflows.
-Tokens = Annotated[int, Range(1, 10**14)]
-Count = Annotated[int, Range(1, 10**9)]
-CountOrNone = Annotated[int, Range(0, 10**12)]  # 0 has a meaning of its own
-Share = Annotated[float, Range(0.0, 1.0)]
-Positive = Annotated[float, Range(1e-12, 1e12)]
-Beta = Annotated[float, Range(0.0, 1 - 1e-9)]
-Names = Annotated[tuple[str, ...], Distinct()]
-Seeds = Annotated[tuple[Annotated[int, Range(0, 10**9)], ...], Distinct()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The recipe.
-
-    Args:
-        tokens: training tokens; rounded up to whole steps.
-        batch_size: sequences per step, over all workers.
-        micro_batch: sequences that one worker's memory holds at a time; 0 is its whole share. Gradients add up, so the
-            result does not depend on it but for rounding (with a balance loss each is then run forward twice).
-        workers: data-parallel processes, started by torchrun; one GPU each.
-        seq_len: tokens per sequence.
-        lr: peak learning rate, reached after `warmup` (fraction of the steps), then a cosine to `lr * final_lr`.
-        value_optimizer: "dense" updates every row of a value table each step (AdamW); "rows" only the rows that the step
-            read (lazy AdamW: moments and decay of other rows stand still), for tables of which a step reads little.
-        precision: "bf16" runs matrix products in bfloat16 under autocast, weights and optimizer stay float32.
-        evaluate: points of the validation curve, the end included.
-        validation_tokens: tokens of each corpus source that the losses of the finished model are taken on, on validation and
-            on test; every point of the curve takes the first eighth of validation's.
-        checkpoint_s: seconds between checkpoints.
-        health_tokens: validation tokens on which a sparse layer's health is measured; 0 is never.
-    """
-
-    tokens: Tokens
-    batch_size: Count
-    seq_len: Count
-    lr: Annotated[float, Range(1e-12, 1e3)]
-    micro_batch: CountOrNone = 0
-    workers: Count = 1
-    final_lr: Share = 0.1
-    warmup: Share = 0.01
-    weight_decay: Annotated[float, Range(0.0, 1e3)] = 0.1
-    beta1: Beta = 0.9
-    beta2: Beta = 0.95
-    eps: Positive = 1e-8
-    grad_clip: Positive = 1.0
-    value_optimizer: Literal["dense", "rows"] = "dense"
-    precision: Literal["fp32", "bf16"] = "bf16"
-    threads: Count = 1
-    evaluate: Count = 5
-    validation_tokens: Count = 65536
-    checkpoint_s: Annotated[float, Range(0.0, 1e9)] = 60.0
-    health_tokens: CountOrNone = 2048
-
-    def __post_init__(self):
-        share = self.batch_size // self.workers
-        if self.batch_size % self.workers or (self.micro_batch and share % self.micro_batch):
-            raise ValueError(
-                f"batch_size {self.batch_size} must split evenly over workers {self.workers} and micro_batch {self.micro_batch}"
-            )
-
-    @property
-    def steps(self) -> int:
-        return -(-self.tokens // (self.batch_size * self.seq_len))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,41 +74,11 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
-    """The decode-step benchmark (`evals.latency`): untrained models of one size, matched as the trained ones are.
-
-    Args:
-        size: which of the preset's sizes; large enough that its tables dwarf the last-level cache.
-        archs: which of the preset's architectures.
-        match: fields of the preset's matching rule that are others here.
-        context: tokens in each sequence's key-value cache.
-        batches: sequences in flight.
-        sparse_ratios: stored over activated parameters, for latency against sparsity at `sparsity_batches`.
-        dtypes: fp32, bf16.
-        threads: of a CPU measurement.
-        rounds: interleaved rounds over all architectures; medians and percentiles are over rounds.
-        budget_s: a batch takes no new round after this many seconds, but never fewer than three.
-    """
-
-    size: str
-    archs: Names
-    match: dict[str, Any] = field(default_factory=dict)
-    context: Count = 256
-    batches: Annotated[tuple[Count, ...], Distinct()] = (1, 4, 16, 64, 256, 1024)
-    sparse_ratios: tuple[Annotated[float, Range(1.0, 1e6)], ...] = ()
-    sparsity_batches: tuple[Count, ...] = (64,)
-    dtypes: Annotated[tuple[Literal["fp32", "bf16"], ...], Distinct()] = ("fp32", "bf16")
-    threads: Count = 1
-    rounds: Annotated[int, Range(3, 10**6)] = 9
-    budget_s: Positive = 6.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evals:
-    """What `evals.harness` runs on every trained model of the grid.
+    """What `evals.scores.harness` runs on every trained model of the grid.
 
     Args:
-        suites: NAME or NAME:ITEMS, names of `evals.harness.SUITES` or of tasks, with a limit of their own.
+        suites: NAME or NAME:ITEMS, names of `evals.scores.harness.SUITES` or of tasks, with a limit of their own.
         limit: documents per task; 0 takes all.
         perplexity_tokens: tokens of each corpus source and held-out split; 0 takes all.
         seeds: of the runs that are scored; None is all.
@@ -349,12 +256,11 @@ def read_yaml(path: Path) -> dict:
 
 
 def corpora() -> list[str]:
-    sources = read_yaml(CONFIGS / "sources.yaml")
-    return ["pypi", *sources["hub"]]
+    return ["pypi", *read_yaml(PINS)["hub"]]
 
 
 def preset_names() -> list[str]:
-    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("ablations", "sources", "tuning"))
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("ablations", "tuning"))
 
 
 def raw_preset(name: str) -> dict:
@@ -424,7 +330,6 @@ def load_chains() -> dict[str, Chain]:
     return chains
 
 
-GPUS = Path(__file__).parents[1] / "evals" / "gpus.yaml"
 TARGET = {"gpu": str, "gpus": int}
 
 

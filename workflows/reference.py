@@ -24,12 +24,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals import schema
-from workflows import errors
-from workflows.errors import UserError
+from evals.records import errors, schema
+from evals.records.errors import UserError
+from evals.records.provenance import ROOT, git, sha, stage_source, training_source
 from workflows.grid import DEFAULT_PRESET, environment
 from workflows.presets import load_preset
-from workflows.provenance import ROOT, git, sha, stage_source, training_source
 
 REFERENCE = ROOT / "results" / "reference"
 # What makes the numbers of each table: a stage, and files that are read beside its code.
@@ -46,16 +45,16 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "access": ("access",),
     "latency": ("latency",),
     "machine": ("latency",),
-    "latency_modelled": ("modelled", "evals/gpus.yaml"),
-    "statements": ("modelled", "evals/gpus.yaml"),
-    "claims": ("claims", "evals/claims.yaml"),
+    "latency_modelled": ("modelled", "evals/decode/gpus.yaml"),
+    "statements": ("modelled", "evals/decode/gpus.yaml"),
+    "claims": ("claims", "evals/claims/claims.yaml"),
     "speed": ("speed",),
     "peers": ("peers",),
-    "diagnosis": ("diagnosis", "evals/diagnosis.yaml"),
+    "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
 }
 # They check, write and explain; numbers do not depend on them.
-WRITERS = ("evals.schema", "workflows.errors", "workflows.strict", "workflows.provenance")
+WRITERS = ("evals.records.schema", "evals.records.errors", "evals.records.strict", "evals.records.provenance")
 
 
 @cache

@@ -16,16 +16,17 @@ from typing import Any
 
 import yaml
 
+from evals.records import errors
+from evals.records.errors import UserError
+from evals.records.provenance import sha, training_source
+from evals.records.recipe import Train
+from evals.records.runs import RunConfig, plain
 from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
-from workflows import errors
 from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
-from workflows.errors import UserError
 from workflows.matched import decode_models, match_size, matched_rows, recipe
-from workflows.presets import Chain, Preset, Train, load_chains, load_preset, load_tuning
-from workflows.provenance import sha, training_source
-from workflows.runs import RunConfig, plain
+from workflows.presets import Chain, Preset, load_chains, load_preset, load_tuning
 
 
 def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[dict, dict[str, RunConfig]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from workflows import errors
+from evals.records import errors
+from evals.records.errors import UserError
 from workflows.checkpoint import lock
-from workflows.errors import UserError
 from workflows.grid import environment
 
 

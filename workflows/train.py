@@ -23,16 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evals import schema
+from evals.records import errors, schema, tensors
+from evals.records.errors import UserError
+from evals.records.provenance import machine, training_source
+from evals.records.runs import RunConfig, load_run
+from evals.records.shards import Shards, load_shards
 from kernels.allocator import keep_memory
 from models import arch_module
 from models.balance import whole_batch
-from workflows import checkpoint, errors, health
-from workflows.errors import UserError
+from workflows import checkpoint, health
 from workflows.optim import Optimizers, clip_gradients
-from workflows.provenance import machine, training_source
-from workflows.runs import RunConfig, load_run
-from workflows.shards import Shards, load_shards
 
 
 class Windows:
@@ -302,7 +302,7 @@ class Trainer:
 
     def write(self) -> None:
         """The run's CSVs and its final weights; the checkpoint is no longer needed then."""
-        checkpoint.write_tensors(
+        tensors.write_tensors(
             self.folder / "model.safetensors",
             dict(self.model.state_dict().items()),
             self.identity(),

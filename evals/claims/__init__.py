@@ -1,0 +1,1 @@
+"""What the papers claim, the evidence, and the ruling."""

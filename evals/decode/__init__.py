@@ -1,0 +1,1 @@
+"""How long a decoding step takes: measured, and by the roofline."""

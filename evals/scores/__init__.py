@@ -1,0 +1,1 @@
+"""What trained models know: lm-eval tasks, perplexity, memory tasks."""

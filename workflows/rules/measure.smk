@@ -1,0 +1,290 @@
+# What is measured beside training: scores of the trained models, bytes and times of a decoding step, and a ruling on every
+# claim. A preset without `measure.evals` or `measure.latency` has no such stage.
+
+EVALS, LATENCY = GRID["measure"]["evals"], GRID["measure"]["latency"]
+MEASURED = [
+    f"{RESULTS}/{table}.csv" for table in ("access", "latency_modelled", "statements")
+]
+
+
+def contents(root, *patterns):
+    """Changes with the files below `root` that a stage reads beside its code and its inputs."""
+    found = [path for pattern in patterns for path in sorted(Path(root).glob(pattern))]
+    return sha([path.read_text() for path in found])
+
+
+def weights_of(runs):
+    return [f"{RESULTS}/runs/{run}/model.safetensors" for run in runs]
+
+
+# What routing reads is counted in the largest models of the grid, of the first seed.
+LARGEST = GRID["runs"][max(GRID["grid"], key=lambda run: GRID["runs"][run]["params"])]
+COUNTED = [
+    run
+    for run in GRID["grid"]
+    if all(GRID["runs"][run][key] == LARGEST[key] for key in ("size", "seed"))
+]
+
+
+rule access:
+    input:
+        weights_of(COUNTED),
+    output:
+        f"{RESULTS}/access.csv",
+    log:
+        f"{RESULTS}/logs/access.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/access.tsv"
+    params:
+        runs=COUNTED,
+        source=source_of("access"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.access.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
+
+
+rule modelled:
+    output:
+        latency=f"{RESULTS}/latency_modelled.csv",
+        statements=f"{RESULTS}/statements.csv",
+    log:
+        f"{RESULTS}/logs/modelled.log",
+    params:
+        source=source_of("modelled"),
+        gpus=contents(workflow.basedir, "evals/decode/gpus.yaml"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.decode.modelled --out {output.latency:q} --statements {output.statements:q}"
+
+
+if EVALS:
+    # The grid, and the controls that show that a score can move.
+    CONTROLS = [arm["run"] for arm in GRID["arms"] if arm["chain"] == "controls"]
+    EVALUATED = [
+        run
+        for run in DEFAULT_RUNS
+        if (run in GRID["grid"] or run in CONTROLS)
+        and (not EVALS["seeds"] or GRID["runs"][run]["seed"] in EVALS["seeds"])
+    ]
+    MEASURED.append(f"{RESULTS}/evals.csv")
+
+    # One process scores up to this many runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
+    # the declared output, so a run that joins a batch, or one that fails, costs the others nothing. The smallest size, the
+    # last to be trained, is shared by two processes: nothing is left for another core to do meanwhile.
+    EVALS_TOGETHER = 6
+    EVALS_OF = {
+        size: [run for run in EVALUATED if GRID["runs"][run]["size"] == size]
+        for size in dict.fromkeys(GRID["runs"][run]["size"] for run in EVALUATED)
+    }
+    LAST_TRAINED = min(EVALS_OF, key=cost_of)
+    EVALS_BATCHES = {
+        f"{size}.{start // together}": runs[start : start + together]
+        for size, runs in EVALS_OF.items()
+        for together in [
+            EVALS_TOGETHER // 2 if size == LAST_TRAINED else EVALS_TOGETHER
+        ]
+        for start in range(0, len(runs), together)
+    }
+
+    # One rule per size, as in training: the scheduler takes the largest first, so the cores end at nearly the same time.
+    for evals_rank, evals_size in enumerate(sorted(EVALS_OF, key=cost_of)):
+
+        rule:
+            name:
+                f"evals_{evals_size}"
+            input:
+                lambda wildcards: weights_of(EVALS_BATCHES[wildcards.batch]),
+            output:
+                RESULTS + "/evals/{batch}.csv",
+            log:
+                RESULTS + "/logs/evals.{batch}.log",
+            benchmark:
+                RESULTS + "/benchmarks/evals.{batch}.tsv"
+            wildcard_constraints:
+                batch=re.escape(evals_size) + r"\.\d+",
+            priority: evals_rank
+            resources:
+                gpu=GPU,
+            params:
+                folders=lambda wildcards: [
+                    f"{RESULTS}/runs/{run}" for run in EVALS_BATCHES[wildcards.batch]
+                ],
+                flags=flags(
+                    {
+                        ("tasks" if k == "suites" else k): v
+                        for k, v in EVALS.items()
+                        if k != "seeds"
+                    }
+                ),
+                source=source_of("evaluate"),
+                tasks=contents(workflow.basedir, "evals/scores/tasks/*.yaml"),
+            shell:
+                LOGGED
+                + "exec {PYTHON:q} -m evals.scores.harness --run {params.folders:q} {params.flags:q} --out {output:q}"
+
+    rule evaluate:
+        input:
+            [f"{RESULTS}/evals/{batch}.csv" for batch in EVALS_BATCHES],
+        output:
+            f"{RESULTS}/evals.csv",
+        log:
+            f"{RESULTS}/logs/evaluate.log",
+        params:
+            source=source_of("gather"),
+        shell:
+            LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
+
+
+# Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would. Of the same
+# steps, what the GPU's own counters say; a table without rows where they cannot be read.
+if LATENCY:
+    MEASURED.append(f"{RESULTS}/latency.csv")
+
+    rule latency:
+        input:
+            f"{RESULTS}/latency.yaml",
+        output:
+            steps=f"{RESULTS}/latency.csv",
+            machine=f"{RESULTS}/machine.csv",
+            counters=f"{RESULTS}/access_hardware.csv",
+        log:
+            f"{RESULTS}/logs/latency.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/latency.tsv"
+        priority: -1
+        threads: MOST_THREADS
+        resources:
+            gpu=GPU,
+            timing=1,
+        params:
+            source=source_of("latency"),
+        shell:
+            LOGGED + "env THP_MEM_ALLOC_ENABLE=1 {PYTHON:q} -m evals.decode.latency"
+            " --results {RESULTS:q} --out {output.steps:q} --machine {output.machine:q}"
+            " && exec {PYTHON:q} -m evals.access.hardware --results {RESULTS:q} --out {output.counters:q}"
+
+
+# What each stage cost, measured by snakemake, beside what the runs say of themselves.
+rule cost:
+    input:
+        rules.gather.output,
+        MEASURED,
+    output:
+        f"{RESULTS}/cost.csv",
+    log:
+        f"{RESULTS}/logs/cost.log",
+    params:
+        source=source_of("gather"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table cost"
+
+
+rule claims:
+    input:
+        rules.gather.output,
+        MEASURED,
+    output:
+        f"{RESULTS}/claims.csv",
+    log:
+        f"{RESULTS}/logs/claims.log",
+    params:
+        source=source_of("claims"),
+        ledger=contents(
+            f"{workflow.basedir}/evals",
+            "claims/claims.yaml",
+            "decode/gpus.yaml",
+            "claims/reference/*.csv",
+        ),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.claims.ledger --results {RESULTS:q} --out {output:q}"
+
+
+# Not part of the default target; the report shows them once they are made.
+TARGET = plan_target(config)
+# What was asked for is not known yet when this file is read, but as words of the command line.
+if (
+    TARGET
+    and workflow.is_main_process
+    and not {"plan", f"{RESULTS}/plan.csv"} & {*sys.argv}
+):
+    raise WorkflowError(
+        "--config gpu and gpus say what `snakemake plan` predicts for; every other target uses the machine it runs on"
+    )
+
+
+rule plan:
+    output:
+        f"{RESULTS}/plan.csv",
+    log:
+        f"{RESULTS}/logs/plan.log",
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
+    params:
+        target=flags(TARGET),
+        source=source_of("plan"),
+        gpus=contents(workflow.basedir, "evals/decode/gpus.yaml"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
+
+
+rule speed:
+    output:
+        f"{RESULTS}/speed.csv",
+    log:
+        f"{RESULTS}/logs/speed.log",
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
+    params:
+        source=source_of("speed"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m workflows.speed --out {output:q}"
+
+
+rule peers:
+    output:
+        f"{RESULTS}/peers.csv",
+    log:
+        f"{RESULTS}/logs/peers.log",
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
+    params:
+        source=source_of("peers"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m evals.peers --out {output:q}"
+
+
+rule coordinates:
+    output:
+        f"{RESULTS}/coordinates.csv",
+    log:
+        f"{RESULTS}/logs/coordinates.log",
+    params:
+        source=source_of("coordinates"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m workflows.coordinates --out {output:q}"
+
+
+# What did not fit, settled by experiments of its own: the arms of the diagnosis chains against their bases.
+DIAGNOSIS = [arm for arm in GRID["arms"] if arm["chain"].startswith("diagnosis_")]
+
+
+rule diagnosis:
+    input:
+        tables_of(arm["run"] for arm in DIAGNOSIS),
+    output:
+        f"{RESULTS}/diagnosis.csv",
+    log:
+        f"{RESULTS}/logs/diagnosis.log",
+    params:
+        source=source_of("gather", "diagnosis"),
+        readings=contents(workflow.basedir, "evals/claims/diagnosis.yaml"),
+    shell:
+        LOGGED + "{PYTHON:q} -m workflows.gather {RESULTS:q}"
+        " && exec {PYTHON:q} -m evals.claims.diagnosis --results {RESULTS:q} --out {output:q}"

@@ -1,0 +1,187 @@
+"""Training speed, every implementation interleaved in one run: python -m workflows.speed --out speed.csv
+
+The yardstick is a plain PyTorch GPT of the same shape: `nn.Linear`, `F.scaled_dot_product_attention`, tied head and
+`F.cross_entropy`, fused AdamW, in fp32 and under bf16 autocast. Ours are the suite's architectures at matched FLOPs.
+A step is forward, backward and optimizer on random tokens; steps of all implementations take turns, so that what the
+machine does meanwhile hits all of them, and the ratio of each to its yardstick is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evals.records import errors, schema
+from evals.records.provenance import device_name
+from evals.records.runs import RunConfig
+from kernels.allocator import keep_memory
+from workflows.matched import match_size, recipe
+from workflows.optim import Optimizers, clip_gradients
+from workflows.presets import Size, load_preset
+
+WIDTHS = (64, 128, 256)
+ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
+
+
+class PlainGPT(nn.Module):
+    """What one would write first; same parameters and FLOPs as our dense model, none of its measures for speed."""
+
+    def __init__(self, vocab_size: int, d_model: int, n_layers: int, n_heads: int, d_ff: int, seq_len: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.token = nn.Embedding(vocab_size, d_model)
+        self.position = nn.Embedding(seq_len, d_model)
+        nn.init.normal_(self.token.weight, std=0.02)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(d_model),
+                    "qkv": nn.Linear(d_model, 3 * d_model, bias=False),
+                    "out": nn.Linear(d_model, d_model, bias=False),
+                    "norm2": nn.LayerNorm(d_model),
+                    "gate": nn.Linear(d_model, d_ff, bias=False),
+                    "up": nn.Linear(d_model, d_ff, bias=False),
+                    "down": nn.Linear(d_ff, d_model, bias=False),
+                }
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        B, T = tokens_BT.shape
+        x_BTD = self.token(tokens_BT) + self.position(torch.arange(T))
+        for block in self.blocks:
+            qkv = block["qkv"](block["norm1"](x_BTD)).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            y_BHTK = F.scaled_dot_product_attention(*qkv, is_causal=True)
+            x_BTD = x_BTD + block["out"](y_BHTK.transpose(1, 2).reshape(B, T, -1))
+            z_BTD = block["norm2"](x_BTD)
+            x_BTD = x_BTD + block["down"](F.silu(block["gate"](z_BTD)) * block["up"](z_BTD))
+        logits_BTV = F.linear(self.norm(x_BTD), self.token.weight)
+        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+
+def plain_step(model: PlainGPT, precision: str) -> Callable[[Tensor, Tensor], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(tokens_BT, targets_BT)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
+    model = run.model.build()
+    optimizers, precision = Optimizers(model, run.train), run.train.precision
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+        optimizers.set_lr(run.train.steps // 2)
+        model.train()
+        model.refresh()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, aux = model.loss(tokens_BT, targets_BT, precision)
+        (loss + aux).backward()
+        clip_gradients(model, run.train.grad_clip)
+        optimizers.step()
+
+    return step
+
+
+def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], None]]:
+    """(implementation, architecture, precision) -> one training step, at matched FLOPs, shapes of the cpu preset.
+
+    Raises:
+        UserError: models of this width cannot be matched.
+    """
+    preset = load_preset("cpu")
+    preset = replace(preset, sizes=preset.sizes | {"bench": Size(d_model=d_model, n_layers=4, n_heads=4)})
+    models = match_size(preset, "bench").models
+    steps = {}
+    for arch in ARCHS:
+        for precision in ("bf16", "fp32"):
+            train = replace(recipe(preset, arch, "bench"), batch_size=batch_size, precision=precision)
+            run = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=models[arch], train=train)
+            steps["ours", arch, precision] = our_step(run)
+    dense = models["dense"]
+    for precision in ("bf16", "fp32"):
+        plain = PlainGPT(dense.vocab_size, d_model, dense.n_layers, dense.n_heads, dense.arch.d_ff, dense.seq_len)
+        steps["plain GPT", "dense", precision] = plain_step(plain, precision)
+    return steps
+
+
+def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: int, device: str) -> list[dict]:
+    """Rows of `speed.csv` for one width and thread count: median and spread of each, and its ratio to a reference.
+
+    Ours in dense is compared with the plain GPT in bf16, the faster yardstick; sparse ones with our dense, same precision.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    steps = implementations(d_model, batch_size)
+    times: dict[tuple, list[float]] = {key: [] for key in steps}
+    for round_ in range(rounds + 2):
+        tokens = torch.randint(4096, (batch_size, seq_len + 1))
+        for key, step in steps.items():
+            keep_memory(key[0] == "ours")  # the trainer does, a plain script does not
+            start = time.perf_counter()
+            step(tokens[:, :-1], tokens[:, 1:])
+            if round_ >= 2:
+                times[key].append(1e3 * (time.perf_counter() - start))
+    rows = []
+    for key, ms in times.items():
+        impl, arch, precision = key
+        versus = ("plain GPT", "dense", "bf16") if arch == "dense" else ("ours", "dense", precision)
+        p20, p50, p80 = (statistics.quantiles(ms, n=10)[i] for i in (1, 4, 7))
+        rows.append(
+            {
+                "benchmark": "training",
+                "impl": impl,
+                "arch": arch,
+                "d_model": d_model,
+                "tokens": batch_size * seq_len,
+                "threads": threads,
+                "precision": precision,
+                "p20_ms": p20,
+                "p50_ms": p50,
+                "p80_ms": p80,
+                "tokens_per_s": batch_size * seq_len / p50 * 1e3,
+                "ratio": statistics.median(b / a for a, b in zip(ms, times[versus], strict=True)),
+                "versus": " ".join(versus),
+                "n_iters": len(ms),
+                "device": device,
+            }
+        )
+        print(f"{d_model:5d} {threads} {impl:10s} {arch:12s} {precision}  {p50:8.1f} ms  {rows[-1]['ratio']:.2f}x {versus}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--d-model", type=int, nargs="*", default=WIDTHS)
+    parser.add_argument("--threads", type=int, nargs="*", default=(1, 2))
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    rows = []
+    for threads in args.threads:
+        for d_model in args.d_model:
+            rows += measure(d_model, threads, args.batch_size, args.seq_len, args.rounds, device_name("cpu"))
+            schema.write(args.out, "speed", rows)
+
+
+if __name__ == "__main__":
+    errors.run(main)
