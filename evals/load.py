@@ -14,7 +14,8 @@ from evals.records.runs import load_run
 from evals.records.shards import Shards, load_shards
 from evals.records.sources import SOURCES, fetch, sha256_file
 from evals.records.tensors import read_tensors
-from evals.scores.memory import BioS, MixtureConfig
+from evals.scores.memory.bios import BioS
+from evals.scores.memory.mixture import MixtureConfig
 from models import arch_module
 
 

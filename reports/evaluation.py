@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from evals.scores.memory import TASKS, BioS
+from evals.scores.memory.bios import BioS
+from evals.scores.memory.episodes import TASKS
 from reports import figures, published
 from reports.ablations import CONTROLS
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from evals.records import runs, strict
 from evals.records.errors import UserError
 from evals.scores import harness
-from evals.scores.memory import MixtureConfig
+from evals.scores.memory.mixture import MixtureConfig
 from models.match import flops, params
 from workflows import ablate, grid, matched, presets, resolve
 from workflows.presets import Chain, Step, load_chains, load_preset

@@ -25,7 +25,9 @@ from evals.records.sources import SOURCES, fetch, sha256_file
 from evals.records.tensors import write_tensors
 from evals.scores import facts, harness, items, olmo, perplexity
 from evals.scores.harness import ModelLM, evaluate, stderr
-from evals.scores.memory import TASKS, BioS
+from evals.scores.memory.bios import BioS
+from evals.scores.memory.episodes import TASKS
+from evals.scores.memory.items import chance
 from evals.scores.tasks import utils
 from models.feed_forward import DenseConfig
 from models.moe import MoEConfig
@@ -386,7 +388,7 @@ def test_gold_bits_per_byte_by_hand(lm, wheel, tmp_path):
 
 
 def test_items_may_know_their_chance(lm):
-    """Those of the memory tasks do, all of them (`evals.scores.memory.Item`); others are choices of equal chance."""
+    """Those of the memory tasks do, all of them (`evals.scores.memory.items.Item`); others are choices of equal chance."""
     samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, 0.3)]
     assert harness._chance(lm, "acc", samples) == pytest.approx(0.4)
     assert harness._chance(lm, "acc", [{**sample, "doc": {}} for sample in samples]) == 0.25
@@ -467,7 +469,7 @@ def test_every_memory_task_has_a_file(task, uniform, wheel, tmp_path):
     assert accuracy["metric"] == "acc"
     assert accuracy["n"] >= 1
     of_level = {row["task"]: row["chance"] for row in rows if row["metric"] == "acc" and "/" in row["task"]}
-    assert of_level == {f"{task}/{level}": TASKS[task].chance(level) for level in TASKS[task].levels[: len(of_level)]}
+    assert of_level == {f"{task}/{level}": chance(TASKS[task], level) for level in TASKS[task].levels[: len(of_level)]}
     assert accuracy["chance"] == pytest.approx(np.mean(list(of_level.values())))
 
 

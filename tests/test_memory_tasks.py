@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from evals.records.errors import UserError
-from evals.scores import memory as memory_tasks
-from evals.scores.memory import ATTRIBUTES, NUMBERS, TASKS, BioS, Episode, Item, MixtureConfig, Question, mixture
+from evals.scores.memory.bios import ATTRIBUTES, VALUES, BioS
+from evals.scores.memory.episodes import NUMBERS, TASKS, WORDS, Episode, Question
+from evals.scores.memory.items import Item, chance, items_of, rule_scores
+from evals.scores.memory.mixture import MixtureConfig, mixture
 from workflows.prepare import train_bpe
 
 EACH_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -109,7 +111,7 @@ def train_documents(task, seed, n):
 @EACH_TASK
 def test_gold_is_what_the_text_says(task):
     for level in task.levels:
-        for item in task.test_items(3, 40, level):
+        for item in items_of(task, 3, 40, level):
             assert item.choices[item.gold] == solve(task.name, item.context)
             assert len(set(item.choices)) == len(item.choices)
 
@@ -141,7 +143,7 @@ def test_what_is_asked_for_is_held_out(task):
     """The pair of the key and any of the choices, or the whole prompt."""
     documents = train_documents(task, 0, 600)
     trained = {pair for document in documents for pair in PAIRS[task.name](document)}
-    items = [item for level in task.levels for item in task.test_items(1, 200, level)]
+    items = [item for level in task.levels for item in items_of(task, 1, 200, level)]
     if task.name in ASKED:
         tested = {(asked_key(task.name, item.context), choice) for item in items for choice in item.choices}
         assert {value for _, value in tested} <= {value for _, value in trained}  # held out is the pair, not the value
@@ -164,7 +166,7 @@ def points_asked(documents):
 
 @EACH_TASK
 def test_every_level_changes_the_difficulty_of_its_axis(task):
-    lengths = [np.mean([len(item.context) for item in task.test_items(0, 20, level)]) for level in task.levels]
+    lengths = [np.mean([len(item.context) for item in items_of(task, 0, 20, level)]) for level in task.levels]
     assert lengths == sorted(lengths)
     assert lengths[-1] > 1.2 * lengths[0]
 
@@ -209,8 +211,8 @@ def excess(items, documents):
 def test_no_rule_without_memory_beats_the_stated_chance(task):
     documents = train_documents(task, 0, 300)
     for level in task.levels:
-        items = task.test_items(5, 2000, level)
-        assert {item.chance for item in items} == {task.chance(level)}
+        items = items_of(task, 5, 2000, level)
+        assert {item.chance for item in items} == {chance(task, level)}
         assert excess(items, documents) < (4.0, "")
 
 
@@ -218,11 +220,11 @@ def test_an_unfair_generator_is_noticed():
     """Choices from everywhere and a single needle, as they were."""
     rounds = [
         replace(item, choices=list(NUMBERS), gold=NUMBERS.index(item.choices[item.gold]), chance=1 / len(NUMBERS))
-        for item in TASKS["multi_round"].test_items(5, 2000, 6)
+        for item in items_of(TASKS["multi_round"], 5, 2000, 6)
     ]
     needles = [
         Item(f"The magic number for {key} is {n}.\nThe magic number for {key} is", [str(n), "11", "99"], 0, "0", 1 / 3)
-        for key, n in zip(memory_tasks.WORDS, range(20, 90), strict=False)
+        for key, n in zip(WORDS, range(20, 90), strict=False)
     ]
     assert min(excess(items, [""])[0] for items in (rounds, needles)) > 10
 
@@ -239,13 +241,13 @@ def test_the_best_rule_is_found():
         ("leave out shown values", "4", ["1", "2", "3"]),
         ("commonest answer in training", "2", ["1", "2", "3", "4"]),
     ]:
-        scores = memory_tasks.rule_scores([episode(answer, shown)] * 9, Counter({"2": 5, "1": 3}))
+        scores = rule_scores([episode(answer, shown)] * 9, Counter({"2": 5, "1": 3}))
         assert scores[best] == (1.0, 0.0)
         assert scores["uniform"] == (0.25, 0.0)
 
 
 def test_chance_is_that_of_the_best_rule():
-    chances = {name: [round(task.chance(level), 3) for level in task.levels] for name, task in TASKS.items()}
+    chances = {name: [round(chance(task, level), 3) for level in task.levels] for name, task in TASKS.items()}
     assert chances == {
         "phone_book": [0.5, 0.25, 0.125],
         "multi_round": [0.5, 0.25, 0.167],
@@ -265,7 +267,7 @@ def test_one_who_remembers_the_trained_pairs_scores_chance(name):
     task = TASKS[name]
     trained = Counter(pair for document in train_documents(task, 0, 4000) for pair in PAIRS[name](document))
     for level in task.levels:
-        items, right = task.test_items(5, 1000, level), []
+        items, right = items_of(task, 5, 1000, level), []
         for item in items:
             key = asked_key(name, item.context)
             seen = [trained[key, choice] for choice in item.choices]
@@ -278,14 +280,14 @@ def test_one_who_remembers_the_trained_pairs_scores_chance(name):
 def test_seeds(task):
     level = task.levels[0]
     assert train_documents(task, 0, 6) == train_documents(task, 0, 6)
-    assert task.test_items(0, 6, level) == task.test_items(0, 6, level)
-    assert task.test_items(0, 6, level) != task.test_items(1, 6, level)
+    assert items_of(task, 0, 6, level) == items_of(task, 0, 6, level)
+    assert items_of(task, 0, 6, level) != items_of(task, 1, 6, level)
     assert train_documents(task, 0, 6) != train_documents(task, 1, 6)
 
 
 def test_overwrites_ask_for_keys_that_had_another_value():
     task = TASKS["multi_round_overwrite"]
-    for item in task.test_items(0, 40, 6):
+    for item in items_of(task, 0, 40, 6):
         key = asked_key(task.name, item.context)
         told = [value for k, value in pairs_rounds(item.context) if k == key]
         assert len(set(told)) == 2
@@ -293,7 +295,7 @@ def test_overwrites_ask_for_keys_that_had_another_value():
 
 
 def test_the_point_asked_for_is_not_among_the_examples():
-    for item in TASKS["linear_map"].test_items(0, 60, 4):
+    for item in items_of(TASKS["linear_map"], 0, 60, 4):
         *shown, asked = re.findall(r"f \( (\d+) \)", item.context)
         assert asked not in shown
 
@@ -303,7 +305,7 @@ def test_biographies_state_what_is_asked():
     documents = [" ".join(sentences) for sentences in bios.biographies(0)]
     assert len(documents) == 120
     for attribute in ATTRIBUTES:
-        for item in bios.test_items(0, 30, attribute):
+        for item in items_of(bios, 0, 30, attribute):
             statement = f"{item.context} {item.choices[item.gold]}."
             _, forms = ATTRIBUTES[attribute]
             stated = [document for document in documents if any(is_form(form, statement, document) for form in forms)]
@@ -330,8 +332,8 @@ def test_people_differ_and_keep_their_attributes():
 def test_entropy_of_a_person():
     """12 * 28 * 200 dates, 200 cities, 300 universities, 100 majors, 263 employers."""
     assert BioS().bits_per_person == pytest.approx(math.log2(12 * 28 * 200) + math.log2(200 * 300 * 100 * 263))
-    assert [len(memory_tasks.VALUES[name]) for name in memory_tasks.VALUES] == [200, 300, 100, 263]
-    assert all(len(set(values)) == len(values) for values in memory_tasks.VALUES.values())
+    assert [len(VALUES[name]) for name in VALUES] == [200, 300, 100, 263]
+    assert all(len(set(values)) == len(values) for values in VALUES.values())
 
 
 @pytest.fixture(scope="module")

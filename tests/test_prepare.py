@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from evals.records import errors, sources, strict
 from evals.records.errors import UserError
 from evals.records.shards import load_shards
-from evals.scores.memory import MixtureConfig
+from evals.scores.memory.mixture import MixtureConfig
 from workflows import contamination, corpus, prepare, train
 from workflows.prepare import DataConfig
 from workflows.presets import load_preset
@@ -348,12 +348,12 @@ def test_interleaving(text, documents):
         assert position[id(document)] // 16 == (position[id(document)] + len(document) - 1) // 16
 
 
-@pytest.mark.parametrize("sources", [("wiki_lead",), ("wiki_lead", "gcide", "botocore")])
-def test_botocore_is_left_out_of_the_headline(index, folders, sources):
+@pytest.mark.parametrize("chosen", [("wiki_lead",), ("wiki_lead", "gcide", "botocore")])
+def test_botocore_is_left_out_of_the_headline(index, folders, chosen):
     sources.SOURCES["pypi"]["botocore"]["headline"] = False
-    meta = prepare.prepare(dataclasses.replace(SMALL, sources=sources), *folders)
-    assert {name: source["headline"] for name, source in meta["sources"].items()} == {s: s != "botocore" for s in sources}
-    real = yaml.safe_load((ROOT / "workflows" / "configs" / "sources.yaml").read_text())
+    meta = prepare.prepare(dataclasses.replace(SMALL, sources=chosen), *folders)
+    assert {name: source["headline"] for name, source in meta["sources"].items()} == {s: s != "botocore" for s in chosen}
+    real = yaml.safe_load(sources.PINS.read_text())
     assert [name for name, pin in real["pypi"].items() if not sources.headline(pin)] == ["botocore"]
     assert all(sources.headline(pin) for pin in real["hub"].values())
     with pytest.raises(UserError, match="sources: name one beside botocore that counts in the headline mean"):

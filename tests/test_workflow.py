@@ -15,7 +15,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from evals.records import schema
-from evals.scores.memory import ATTRIBUTES, MixtureConfig, mixture
+from evals.scores.memory.bios import ATTRIBUTES
+from evals.scores.memory.mixture import MixtureConfig, mixture
 from workflows.presets import load_preset
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@
 
 One stream serves both kinds of corpus (workflows/corpus.py). A document's split is its hash modulo 100 (0 test,
 1 validation, else train) unless the corpus publishes a held-out split. Training documents that share a word n-gram
-with an item of an evaluation set are dropped. The training documents of the memory tasks (evals/scores/memory.py) are one
+with an item of an evaluation set are dropped. The training documents of the memory tasks (evals/scores/memory) are one
 more source, spread evenly between the documents of the corpus; none crosses a multiple of `align` tokens, at which training
 cuts its windows, so each is read whole. The folder `out` appears whole or not at all:
 
@@ -38,7 +38,7 @@ from evals.records import strict
 from evals.records.errors import UserError, run
 from evals.records.shards import HELDOUT, TOKEN
 from evals.records.sources import SOURCES, headline, sha256_file
-from evals.scores.memory import MixtureConfig, mixture
+from evals.scores.memory.mixture import MixtureConfig, mixture
 from workflows.contamination import Contamination
 from workflows.corpus import Document, evaluation_items, hub_documents, pypi_documents
 
@@ -326,7 +326,7 @@ def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segment
         for source in cfg.sources
     }
     if cfg.memory_tasks:
-        licence = "none needed: synthetic, made by evals/scores/memory.py"
+        licence = "none needed: synthetic, made by evals/scores/memory"
         sources[MIXED] = {"licence": licence, "headline": False, **_counts(ledger, MIXED)}
     return {
         "config": dataclasses.asdict(cfg) | {"sources": list(cfg.sources)},

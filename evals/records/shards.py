@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from evals.records.errors import UserError
 from evals.records.sources import sha256_file
@@ -72,3 +73,11 @@ def load_shards(path: Path) -> Shards:
     shards = Shards(path, tokens["train"], heldout["validation"], heldout["test"], meta)
     shards.verify()
     return shards
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token between documents. UserError: the tokenizer has none."""
+    end = tokenizer.token_to_id("<|endoftext|>")
+    if end is None:
+        raise UserError("the tokenizer has no <|endoftext|> token: build it with `python -m workflows.prepare`")
+    return end

@@ -35,8 +35,8 @@ from evals.records.provenance import sha
 from evals.scores import items, perplexity
 from evals.scores.items import stderr
 from evals.scores.lm import ModelLM
-from evals.scores.memory import TASKS as MEMORY_TASKS
-from evals.scores.memory import BioS
+from evals.scores.memory.bios import BioS
+from evals.scores.memory.episodes import TASKS as MEMORY_TASKS
 
 if TYPE_CHECKING:
     from evals.load import Opened

@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows
 from torch import Tensor
 
 from evals.records.errors import UserError
-from evals.scores.memory import end_of_text
+from evals.records.shards import end_of_text
 
 BLOCK = 16
 

