@@ -8,7 +8,7 @@ from evals.claims.evidence import speedups
 from evals.stats import Interval
 from reports.contrast import by_seed, contrast
 from reports.page import Results
-from reports.style import key, look
+from reports.style import look
 from reports.timings import SETTING, timings
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -25,8 +25,8 @@ def answer(results: Results) -> Iterator[str]:
 
 
 def role(arch: str) -> str:
-    """`dense`, `moe` or `memory`."""
-    return "dense" if key(arch) == "dense" else "moe" if key(arch).startswith("moe") else "memory"
+    """`dense`, `moe` or `memory`; `other` is none of them and has no part in the answer."""
+    return look(arch).role
 
 
 def _best(results: Results) -> tuple[str, pd.DataFrame] | None:

@@ -8,6 +8,7 @@ import html
 import io
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -26,12 +27,13 @@ THEME = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", GAIN: "gain",
 
 @dataclass(frozen=True)
 class Look:
-    """How an architecture is written and drawn; `name` is also its CSS variable."""
+    """How an architecture is written and drawn; `name` is also its CSS variable, `role` one of dense, moe, memory, other."""
 
     name: str
     label: str
     colour: str
     marker: str
+    role: str = "other"
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ class Panel:
 
 
 LOOKS = (
-    Look("dense", "Dense", "#070707", "o"),
-    Look("moe2", "MoE-2", "#080808", "s"),
-    Look("moe8", "MoE-8", "#090909", "D"),
-    Look("pkm", "PKM", "#0a0a0a", "^"),
-    Look("ultramem", "UltraMem", "#0b0b0b", "v"),
-    Look("ultramemv2", "UltraMemV2", "#0c0c0c", "P"),
+    Look("dense", "Dense", "#070707", "o", "dense"),
+    Look("moe2", "MoE-2", "#080808", "s", "moe"),
+    Look("moe8", "MoE-8", "#090909", "D", "moe"),
+    Look("pkm", "PKM", "#0a0a0a", "^", "memory"),
+    Look("ultramem", "UltraMem", "#0b0b0b", "v", "memory"),
+    Look("ultramemv2", "UltraMemV2", "#0c0c0c", "P", "memory"),
 )
-THEME |= {look.colour: look.name for look in LOOKS}
+# For architectures that the report does not know, by a hash of their name.
+SPARE = (("spare1", "#0d0d0d", "X"), ("spare2", "#0e0e0e", "h"), ("spare3", "#0f0f0f", "p"), ("spare4", "#101010", "*"))
+THEME |= {look.colour: look.name for look in LOOKS} | {colour: name for name, colour, _ in SPARE}
 ORDER = {look.name: place for place, look in enumerate(LOOKS)}
 
 STYLE = {
@@ -91,8 +95,9 @@ def key(arch: str) -> str:
 
 
 def look(arch: str) -> Look:
-    """The look of an architecture; one that the report does not know is drawn in grey."""
-    return next((known for known in LOOKS if known.name == key(arch)), Look("muted", arch, MUTED, "x"))
+    """The look of an architecture; one that the report does not know has a spare colour."""
+    name, colour, marker = SPARE[zlib.crc32(key(arch).encode()) % len(SPARE)]
+    return next((known for known in LOOKS if known.name == key(arch)), Look(name, arch, colour, marker))
 
 
 def in_order(archs: Iterable[str]) -> list[str]:

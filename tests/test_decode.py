@@ -18,7 +18,7 @@ from models.ultramem import UltraMemConfig
 from workflows import matched
 from workflows.presets import load_preset
 
-ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
+ARCHS = tuple(load_preset("smoke").archs)
 
 
 @pytest.fixture(scope="module")

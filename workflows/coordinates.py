@@ -128,10 +128,11 @@ def measure(archs: tuple[str, ...], widths: tuple[int, ...], seeds: tuple[int, .
 
 
 def main() -> None:
-    known = tuple(load_preset("cpu").archs)
+    preset = load_preset("cpu")
+    known = tuple(preset.archs)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--archs", nargs="+", default=known, choices=known)
+    parser.add_argument("--archs", nargs="+", default=[arch for arch in known if arch not in preset.beside], choices=known)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="d_model, multiples of 8; two or more")
     args = parser.parse_args()
     torch.set_num_threads(1)

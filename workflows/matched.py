@@ -12,7 +12,7 @@ from evals.records.errors import UserError
 from evals.records.recipe import Train
 from evals.records.runs import build_model
 from models import arch_config
-from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense, params
+from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense, params, solve
 from models.transformer import ModelConfig
 from workflows.presets import Preset, merge
 
@@ -21,7 +21,9 @@ WIDTH_SHARE = re.compile(r"d_model ?/ ?(\d+)")
 
 
 def width_share(value: Any, d_model: int) -> Any:
-    """A field that is given as a share of the width ("d_model/2"), in numbers; anything else as it is."""
+    """A field that is given as a share of the width ("d_model/2"), in numbers; anything else as it is. Mappings by key."""
+    if isinstance(value, dict):
+        return {key: width_share(item, d_model) for key, item in value.items()}
     found = WIDTH_SHARE.fullmatch(value) if isinstance(value, str) else None
     return d_model // int(found[1]) if found else value
 
@@ -58,18 +60,23 @@ def recipe(preset: Preset, arch: str, size: str) -> Train:
 
 @dataclass
 class Matched:
-    """One size: its solved models and the level they were solved for."""
+    """One size: its solved models and the level they were solved for, which those `beside` have no say in."""
 
     models: dict[str, ModelConfig]
     rule: MatchRule
+    beside: tuple[str, ...] = ()
+
+    @property
+    def yardsticks(self) -> list[ModelConfig]:
+        return [model for arch, model in self.models.items() if arch not in self.beside]
 
     @property
     def flops(self) -> float:
-        return sum(flops(m) for m in self.models.values()) / len(self.models)
+        return sum(map(flops, self.yardsticks)) / len(self.yardsticks)
 
     @property
     def params(self) -> float:
-        sparse = [params(m) for m in self.models.values() if m.arch.size_knob]
+        sparse = [params(m) for m in self.yardsticks if m.arch.size_knob]
         return sum(sparse) / len(sparse) if sparse else self.rule.sparse_ratio * self.flops / 2
 
 
@@ -79,12 +86,15 @@ def match_rule(preset: Preset) -> MatchRule:
 
 def match_size(preset: Preset, size: str) -> Matched:
     rule = match_rule(preset)
+    starts = {arch: prototype(preset, arch, size) for arch in preset.archs}
     try:
-        models = match({arch: prototype(preset, arch, size) for arch in preset.archs}, rule)
-        gate(models, rule)
+        found = Matched(match({arch: start for arch, start in starts.items() if arch not in preset.beside}, rule), rule)
+        beside = {arch: solve(starts[arch], found.flops, found.params, rule) for arch in starts if arch in preset.beside}
+        found = Matched(found.models | beside, rule, tuple(beside))
+        gate(found.models, rule)
     except MatchError as error:
         raise UserError(f"preset {preset.name}, size {size}: {error}") from error
-    return Matched(models, rule)
+    return found
 
 
 def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, Any]]:
@@ -133,7 +143,8 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
         rule = dataclasses.asdict(own) | {"sparse_ratio": ratio}
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
         grid = dataclasses.replace(preset.grid, archs=latency.archs)
-        group = match_size(dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}), latency.size)
+        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}, beside=())
+        group = match_size(timed, latency.size)
         for arch, model in group.models.items():
             rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})
     return rows

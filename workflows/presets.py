@@ -110,6 +110,8 @@ class Preset:
         archs: name -> {arch: class, fields...}; the knobs that the solver turns are left out.
         recipes: name -> fields of `Train` and, under `arch`, of the architecture, for that architecture alone: the
             winners of the tuning target.
+        beside: of `archs`, those that are matched to the level of the others and have no say in it, so that adding one moves
+            nobody else's sizes.
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
             (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
@@ -129,6 +131,7 @@ class Preset:
     archs: dict[str, dict[str, Any]]
     grid: Grid
     train: dict[str, Any]
+    beside: tuple[str, ...] = ()
     base_width: CountOrNone = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
@@ -149,6 +152,7 @@ class Preset:
             ("grid.archs", self.grid.archs, self.archs),
             ("grid.repeats", [size for repeat in self.grid.repeats for size in repeat.sizes], self.sizes),
             ("grid.repeats", [arch for repeat in self.grid.repeats for arch in repeat.archs], self.archs),
+            ("beside", self.beside, self.archs),
             ("recipes", self.recipes, self.archs),
             ("chain_size", [self.chain_size] if self.chain_size else [], self.sizes),
             ("chain_sizes", self.chain_sizes.values(), self.sizes),

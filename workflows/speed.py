@@ -28,7 +28,6 @@ from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import Size, load_preset
 
 WIDTHS = (64, 128, 256)
-ARCHS = ("dense", "moe2", "moe8", "pkm", "ultramem", "ultramem_v2")
 
 
 class PlainGPT(nn.Module):
@@ -110,7 +109,7 @@ def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str],
     preset = replace(preset, sizes=preset.sizes | {"bench": Size(d_model=d_model, n_layers=4, n_heads=4)})
     models = match_size(preset, "bench").models
     steps = {}
-    for arch in ARCHS:
+    for arch in models:
         for precision in ("bf16", "fp32"):
             train = replace(recipe(preset, arch, "bench"), batch_size=batch_size, precision=precision)
             run = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=models[arch], train=train)

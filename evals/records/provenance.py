@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from models import ARCHS, arch_module
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "kernels", "evals", "workflows", "reports")
 SOURCES = ("*.cpp", "*.h", "*.html")
@@ -54,17 +56,18 @@ def source_file(module: str) -> Path | None:
 def parsed(module: str) -> tuple[str, frozenset[str]]:
     """(code without comments and docstrings, project modules that it imports, by statement or by name).
 
-    A module that calls `import_module` may load any module that one of its strings names, alone or inside its package.
+    A module that calls `import_module` may load any module that one of its strings names, alone or inside its package; an
+    architecture that asks for another by name (`arch_config`) may be built of any.
     """
     path = source_file(module)
     tree = ast.parse(path.read_text())
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imports, strings, loads = set(), set(), False
     for node in ast.walk(tree):
-        loads |= isinstance(node, ast.Call) and "import_module" in (
-            getattr(node.func, "attr", ""),
-            getattr(node.func, "id", ""),
-        )
+        called = {getattr(node.func, "attr", ""), getattr(node.func, "id", "")} if isinstance(node, ast.Call) else set()
+        loads |= "import_module" in called
+        if "arch_config" in called and package == "models":
+            imports |= {arch_module(name) for name in ARCHS} - {module}
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             strings.add(node.value.partition(":")[0])
         if isinstance(node, ast.Import):
