@@ -107,11 +107,19 @@ class Cost:
         """Bytes of parameters that one step over `n_tokens` tokens reads, each distinct record once."""
         return itemsize * sum(p.rows_read(n_tokens, routing) * p.width for p in self.parts)
 
+    def _share(self, *roles: str) -> float:
+        slot = self.only("ffn", "router", "memory", "table").active_params
+        return self.only(*roles).active_params / slot if slot else 0.0
+
     @property
     def memory_share(self) -> float:
         """Share of feed-forward plus memory compute that retrieval, projections and routing take."""
-        slot = self.only("ffn", "router", "memory", "table").active_params
-        return self.only("memory", "router").active_params / slot if slot else 0.0
+        return self._share("memory", "router")
+
+    @property
+    def retrieval_share(self) -> float:
+        """Share of feed-forward plus memory compute that queries, keys and projections take."""
+        return self._share("memory")
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -81,8 +81,14 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, m
     arch = model.arch
 
     def at_width(sized: ModelConfig) -> ModelConfig:
-        one, two = (flops(turn(sized, **{arch.width_knob: multiple * units})) for units in (1, 2))
-        return turn(sized, **{arch.width_knob: multiple * max(1, 1 + round((target_flops - one) / (two - one)))})
+        def wide(units: int) -> ModelConfig:
+            return turn(sized, **{arch.width_knob: multiple * units})
+
+        one, two = (flops(wide(units)) for units in (1, 2))
+        found = wide(max(1, 1 + round((target_flops - one) / (two - one))))
+        if 2 * abs(flops(found) - target_flops) <= two - one or target_flops < one:
+            return found
+        return wide(nearest(target_flops, lambda units: flops(wide(units)), high=1 << 16))  # the size follows the width
 
     if not arch.size_knob:
         return at_width(model)
@@ -119,13 +125,13 @@ def solve(model: ModelConfig, target_flops: float, target_params: float, rule: M
     while low < high:
         middle = (low + high + 1) // 2
         solved = at_key(middle)
-        if solved.cost().memory_share <= limit:
+        if solved.cost().retrieval_share <= limit:
             low, best = middle, solved
         else:
             high = middle - 1
-    if best.cost().memory_share > max_share:
+    if best.cost().retrieval_share > max_share:
         raise MatchError(
-            f"{model.arch.name} at d_model {model.d_model}: retrieval takes {best.cost().memory_share:.0%} of the compute "
+            f"{model.arch.name} at d_model {model.d_model}: retrieval takes {best.cost().retrieval_share:.0%} of the compute "
             f"even with {knob} 4, more than the {max_share:.0%} allowed; use fewer or larger memory layers"
         )
     return best
@@ -189,8 +195,8 @@ def gate(models: dict[str, ModelConfig], rule: MatchRule) -> None:
                 f"{apart:.2%} apart where {tolerance:.0%} is allowed; change a fixed field of one of them or the rule"
             )
     for name, model in models.items():
-        if model.arch.share_knob and model.cost().memory_share > rule.max_memory_share:
+        if model.arch.share_knob and model.cost().retrieval_share > rule.max_memory_share:
             raise MatchError(
-                f"{name} at d_model {model.d_model} spends {model.cost().memory_share:.1%} of feed-forward plus memory "
+                f"{name} at d_model {model.d_model} spends {model.cost().retrieval_share:.1%} of feed-forward plus memory "
                 f"compute on retrieval and projections where {rule.max_memory_share:.0%} is allowed; lower its key width"
             )

@@ -191,7 +191,7 @@ class MemoryConfig(ArchConfig):
         """What a subclass computes densely beyond query, keys and output."""
         return ()
 
-    def selection_flops(self, n_layers: int) -> int:
+    def selection_flops(self, d_model: int, n_layers: int) -> int:
         """Projecting both axes on the filter's vectors, finding their m best (one comparison a key), scoring the m x m cross
         (per core m^2 products of r-vectors, and C on one side first), and finding its m best."""
         L, r, m = len(self.spans(n_layers)), self.rank, self.top_m

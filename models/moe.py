@@ -88,7 +88,7 @@ class MoEConfig(ArchConfig):
     def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
         return MoE(d_model, self, n_layers)
 
-    def selection_flops(self, n_layers: int) -> int:
+    def selection_flops(self, d_model: int, n_layers: int) -> int:
         """A comparison an expert for each of the k chosen."""
         return n_layers * self.top_k * self.n_experts
 

@@ -52,7 +52,7 @@ class ArchConfig:
         """Memory layers beside the FFNs; none by default."""
         return []
 
-    def selection_flops(self, n_layers: int) -> int:
+    def selection_flops(self, d_model: int, n_layers: int) -> int:
         """Operations per token that choose what is read from its scores: not in `cost`, as in the papers' definition."""
         return 0
 

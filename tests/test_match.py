@@ -22,12 +22,12 @@ def matched():
 def test_counts_of_the_built_models_agree(matched, size):
     """Not the declared numbers but the tensors themselves: FLOPs within 1 %, sparse totals within 2 %."""
     built = {}
-    for name, model in matched[size].models.items():
+    for name, model in matched[size].yardsticks.items():
         with torch.device("meta"):
             module = model.build()
         built[name] = sum(p.numel() for p in module.parameters()) - module.embedding.weight.numel()
         assert built[name] == params(model)
-    assert spread([flops(model) for model in matched[size].models.values()]) <= 0.01
+    assert spread([flops(model) for model in matched[size].yardsticks.values()]) <= 0.01
     sparse = [count for name, count in built.items() if name != "dense"]
     assert len(sparse) == 5
     assert spread(sparse) <= 0.02
@@ -42,7 +42,7 @@ def test_retrieval_takes_at_most_a_quarter(matched, size):
 
 @pytest.mark.parametrize(("field", "word"), [("d_ff", "FLOPs"), ("n_keys", "total parameters"), ("d_key", "retrieval")])
 def test_planted_mismatch_stops_the_run(matched, field, word):
-    models = dict(matched["d64"].models)
+    models = dict(matched["d64"].yardsticks)
     model = models["ultramem"]
     models["ultramem"] = replace(model, arch=replace(model.arch, **{field: round(getattr(model.arch, field) * 2)}))
     rule = matched["d64"].rule
@@ -57,7 +57,7 @@ def test_planted_mismatch_stops_the_run(matched, field, word):
 
 def test_gate_accepts_what_the_solver_found(matched):
     for group in matched.values():
-        gate(group.models, group.rule)
+        gate(group.yardsticks, group.rule)
 
 
 def test_nearest_is_nearest():

@@ -67,16 +67,20 @@ class Matched:
     beside: tuple[str, ...] = ()
 
     @property
-    def yardsticks(self) -> list[ModelConfig]:
-        return [model for arch, model in self.models.items() if arch not in self.beside]
+    def yardsticks(self) -> dict[str, ModelConfig]:
+        return {arch: model for arch, model in self.models.items() if arch not in self.beside}
+
+    def compared(self, preset: Preset) -> dict[str, ModelConfig]:
+        """Those that are held against each other: the yardsticks, and of the others what the grid trains."""
+        return self.yardsticks | {arch: self.models[arch] for arch in self.beside if arch in preset.grid.archs}
 
     @property
     def flops(self) -> float:
-        return sum(map(flops, self.yardsticks)) / len(self.yardsticks)
+        return sum(map(flops, self.yardsticks.values())) / len(self.yardsticks)
 
     @property
     def params(self) -> float:
-        sparse = [params(m) for m in self.yardsticks if m.arch.size_knob]
+        sparse = [params(m) for m in self.yardsticks.values() if m.arch.size_knob]
         return sum(sparse) / len(sparse) if sparse else self.rule.sparse_ratio * self.flops / 2
 
 
@@ -91,7 +95,7 @@ def match_size(preset: Preset, size: str) -> Matched:
         found = Matched(match({arch: start for arch, start in starts.items() if arch not in preset.beside}, rule), rule)
         beside = {arch: solve(starts[arch], found.flops, found.params, rule) for arch in starts if arch in preset.beside}
         found = Matched(found.models | beside, rule, tuple(beside))
-        gate(found.models, rule)
+        gate(found.compared(preset), rule)
     except MatchError as error:
         raise UserError(f"preset {preset.name}, size {size}: {error}") from error
     return found
@@ -101,7 +105,7 @@ def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, 
     """Rows of `matched_compute.csv`: every matched model, and the paper's narrower dense one as a comparator."""
     rows = []
     for size, group in matched.items():
-        models = {name: (model, "matched") for name, model in group.models.items()}
+        models = {name: (model, "matched") for name, model in group.compared(preset).items()}
         if "dense" in group.models:
             dense = group.models["dense"]
             narrow = dataclasses.replace(dense.arch, d_ff=narrow_dense(dense))
@@ -118,7 +122,7 @@ def matched_rows(preset: Preset, matched: dict[str, Matched]) -> list[dict[str, 
                     "sparse_params": cost.sparse_params,
                     "flops_per_token": cost.flops,
                     "head_flops": 2 * model.vocab_size * model.d_model,
-                    "selection_flops": model.arch.selection_flops(model.n_layers),
+                    "selection_flops": model.arch.selection_flops(model.d_model, model.n_layers),
                     "flops_mismatch": cost.flops / group.flops - 1,
                     "params_mismatch": cost.params / group.params - 1 if sparse else None,
                     "memory_share": cost.memory_share,
@@ -143,7 +147,8 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
         rule = dataclasses.asdict(own) | {"sparse_ratio": ratio}
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
         grid = dataclasses.replace(preset.grid, archs=latency.archs)
-        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}, beside=())
+        beside = tuple(arch for arch in preset.beside if arch in chosen)
+        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}, beside=beside)
         group = match_size(timed, latency.size)
         for arch, model in group.models.items():
             rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})
