@@ -10,6 +10,7 @@ ARCHS = {
     "memory_plus": "memory_plus:MemoryPlusConfig",
     "ultramem": "ultramem:UltraMemConfig",
     "ultramem_v2": "ultramem_v2:UltraMemV2Config",
+    "hybrid": "hybrid:HybridConfig",
 }
 
 
