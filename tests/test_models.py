@@ -194,3 +194,16 @@ def test_scaled_experts_start_as_loud_as_the_dense_ffn(weights, top_k):
 def test_moe_refuses_what_cannot_be(fields, words):
     with pytest.raises(ValueError, match=words):
         MoEConfig(**{"n_experts": 8, "top_k": 2, "d_expert": 4} | fields)
+
+
+def test_a_blind_router_routes_any_tokens_alike():
+    torch.manual_seed(0)
+    x_TD, other_TD = torch.randn(2, 12, 16)
+    fields = {"n_experts": 8, "top_k": 2, "d_expert": 4}
+    blind, frozen = (MoE(16, MoEConfig(**fields, routing=routing)) for routing in ("blind", "frozen"))
+    for layer in (blind, frozen):
+        layer.init_weights(0.5, 0.5)
+        assert not layer.router.weight.requires_grad
+    assert torch.equal(blind.route(x_TD)[2], blind.route(other_TD)[2])
+    assert not torch.equal(frozen.route(x_TD)[2], frozen.route(other_TD)[2])
+    assert blind.route(x_TD)[2].unique().numel() > 2  # and not one expert for all
