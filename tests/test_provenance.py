@@ -57,6 +57,16 @@ def test_what_an_edit_changes(tree, file, text, changed):
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_types_of_functions_do_not_count_and_those_of_fields_do(tree):
+    folder, prints = tree
+    found = []
+    for text in ("def f(x): return x\n", "def f(x: int) -> int: return x\n", "x: int = 1\n", "x: float = 1\n"):
+        (folder / "models/base.py").write_text(text)
+        found.append(prints()["b"])
+    assert found[0] == found[1]
+    assert found[2] != found[3]
+
+
 def test_native_source_counts(tree):
     folder, prints = tree
     (folder / "models/base.py").write_text("import kernels\n\nx = 1\n")

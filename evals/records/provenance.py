@@ -54,7 +54,7 @@ def source_file(module: str) -> Path | None:
 
 @cache
 def parsed(module: str) -> tuple[str, frozenset[str]]:
-    """(code without comments and docstrings, project modules that it imports, by statement or by name).
+    """(code without comments, docstrings and types of functions, project modules that it imports, by statement or by name).
 
     A module that calls `import_module` may load any module that one of its strings names, alone or inside its package; an
     architecture that asks for another by name (`arch_config`) may be built of any.
@@ -77,6 +77,10 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
     if loads:
         named = {name for name in strings if name.replace(".", "").isidentifier()}
         imports |= named | {f"{package}.{name}" for name in named}
@@ -89,7 +93,7 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
 def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tuple[str, ...] = ()) -> str:
     """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`, not through `without`.
 
-    C++ sources, headers and page templates beside a module count with it; comments and docstrings do not.
+    C++ sources, headers and page templates beside a module count with it; comments, docstrings and the types of functions do not.
     """
     seen: set[str] = set()
     queue = [module for module in modules if module not in without]
