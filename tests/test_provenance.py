@@ -122,7 +122,7 @@ def stale_after(tmp_path_factory):
 
 
 TRAIN = {f"train {arch}" for arch in ARCHS}
-TUCKER = {"train ultramem", "train ultramem_v2"}
+TUCKER = {"train ultramem", "train ultramem_v2", "train hybrid"}
 BUILDS = {stage for stage, modules in provenance.STAGES.items() if provenance.ARCHITECTURES in modules}
 
 
