@@ -38,7 +38,7 @@ from evals.counted import DTYPES as DTYPE_NAMES
 from evals.counted import kv_name, recorded
 from evals.timers import Timer, timer
 from kernels.allocator import keep_memory
-from kernels.tune import tuning
+from kernels.triton.tune import tuning
 from models.decode import DecodeState
 from models.fold import fold
 from models.overlap import Overlap

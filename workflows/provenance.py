@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "kernels", "evals", "workflows", "reports")
-SOURCES = ("*.cpp", "*.h", "*.html")
+SOURCES = ("src/*.cpp", "src/*.h", "*.html")
 
 # What makes the numbers of each stage of the workflow; `ARCHITECTURES` stands for the layers that the preset builds by name.
 ARCHITECTURES = "models"
@@ -86,7 +86,7 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
 def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tuple[str, ...] = ()) -> str:
     """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`, not through `without`.
 
-    C++ sources, headers and page templates beside a module count with it; comments and docstrings do not.
+    C++ in a folder `src` and page templates beside a module count with it; comments and docstrings do not.
     """
     seen: set[str] = set()
     queue = [module for module in modules if module not in without]
