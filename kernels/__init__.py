@@ -1,8 +1,10 @@
 """The suite's hot operations as plain functions; where a tensor lives decides which implementation serves it.
 
-CPU tensors go to C++ (`native.py`, compiled at first use), CUDA tensors to Triton (`topm.py`, `lookup.py`,
-`grouped_mm.py`), anything else, and every machine without a compiler or Triton, to plain torch (`reference.py`, the
-definition of correct). ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing.
+CPU tensors go to C++ (`cpu/`, compiled at first use), CUDA tensors to Triton (`triton/`), anything else, and every machine
+without a compiler or Triton, to plain torch (`reference.py`, the definition of correct).
+ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing. `cross_entropy.py` and
+`attention.py` stand on torch's products, `allocator.py` keeps a step's memory, `aot.py` compiles and judges the Triton
+kernels without a GPU.
 
 Letters: T tokens, H heads, n keys per axis, m picks per head, r Tucker rank, h cores, M = H*m picks per token, N table
 rows, C value width, P pre-value width, G groups, S rows sorted by expert, E experts, D in, F out, V vocabulary.
@@ -12,10 +14,9 @@ import functools
 import importlib
 import importlib.util
 import os
-import sys
-import types
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.cross_entropy import cross_entropy
@@ -34,27 +35,29 @@ __all__ = [
 ]
 
 BACKENDS = ("auto", "reference", "native", "triton")
-TRITON_FILE = {
-    "product_topm": "topm",
-    "tucker_topm": "topm",
-    "weighted_lookup": "lookup",
-    "row_dot": "lookup",
-    "grouped_mm": "grouped_mm",
+# In full, because `workflows.provenance` takes the modules that are loaded by name from such strings.
+MODULES = {
+    "native": {
+        "product_topm": "kernels.cpu.topm",
+        "tucker_topm": "kernels.cpu.topm",
+        "weighted_lookup": "kernels.cpu.lookup",
+        "row_dot": "kernels.cpu.lookup",
+        "grouped_mm": "kernels.cpu.grouped_mm",
+        "key_scores": "kernels.cpu.linear",
+        "linear": "kernels.cpu.linear",
+        "rms_norm": "kernels.cpu.rms_norm",
+    },
+    "triton": {
+        "product_topm": "kernels.triton.topm",
+        "tucker_topm": "kernels.triton.topm",
+        "weighted_lookup": "kernels.triton.lookup",
+        "row_dot": "kernels.triton.lookup",
+        "grouped_mm": "kernels.triton.grouped_mm",
+    },
 }
 
 
-class _Package(types.ModuleType):
-    """Importing the submodule kernels.grouped_mm would rebind that name here and hide the function of the same name."""
-
-    def __setattr__(self, name, value):
-        if not (name in __all__ and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-def backend(device) -> str:
+def backend(device: torch.device | str) -> str:
     """Which implementation serves tensors on `device`: "reference", "native" (C++) or "triton".
 
     Raises ValueError when ULTRAMEM_KERNELS is none of auto, reference, native, triton.
@@ -69,7 +72,7 @@ def backend(device) -> str:
 
 @functools.cache
 def _automatic(kind):
-    if kind == "cpu" and importlib.import_module("kernels.native").available():
+    if kind == "cpu" and importlib.import_module("kernels.cpu.build").available():
         return "native"
     if kind == "cuda" and importlib.util.find_spec("triton"):
         return "triton"
@@ -78,8 +81,8 @@ def _automatic(kind):
 
 @functools.cache
 def _function(operation, chosen):
-    module = TRITON_FILE[operation] if chosen == "triton" else chosen
-    return getattr(importlib.import_module(f"kernels.{module}"), operation)
+    module = "kernels.reference" if chosen == "reference" else MODULES[chosen][operation]
+    return getattr(importlib.import_module(module), operation)
 
 
 def _serving(operation, tensor):
@@ -91,7 +94,7 @@ def _require(condition, message):
         raise ValueError(message)
 
 
-def key_scores(query_THrK, keys_HrnK):
+def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:
     """Scores of every key of one axis (P1 eq. 4): query . key per head and rank, summed in float32 or wider.
 
     query_THrK: (T, H, r, K), or (T, H, 1, K) for one query that meets the keys of every rank; keys_HrnK: (H, r, n, K),
@@ -101,7 +104,7 @@ def key_scores(query_THrK, keys_HrnK):
     return _function("key_scores", chosen)(query_THrK, keys_HrnK)
 
 
-def product_topm(row_THn, col_THn, m):
+def product_topm(row_THn: Tensor, col_THn: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Exact top-m of row[i] + col[j] over all n*n cells (product keys; Lample 2019, P1 sec. 3.1).
 
     row_THn, col_THn: (T, H, n) scores, any float type (half precision is widened to float32).
@@ -115,7 +118,9 @@ def product_topm(row_THn, col_THn, m):
     return _serving("product_topm", row_THn)(row_THn, col_THn, m)
 
 
-def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
+def tucker_topm(
+    row_THnr: Tensor, col_THnr: Tensor, core_hHrr: Tensor, u_Hr: Tensor, t_Hr: Tensor, m: int
+) -> tuple[Tensor, Tensor]:
     """Tucker-decomposed retrieval (TDQKR; P1 eq. 4-12): filter each axis by one vector, re-score the cross exactly.
 
     row_THnr, col_THnr: (T, H, n, r) scores per rank; core_hHrr: (h, H, r, r); u_Hr, t_Hr: (H, r), leading singular
@@ -137,7 +142,9 @@ def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
     return _serving("tucker_topm", row_THnr)(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m)
 
 
-def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
+def weighted_lookup(
+    values_NC: Tensor, row_TM: Tensor, weight_TMh: Tensor, group_TM: Tensor | None = None, n_groups: int = 1
+) -> Tensor:
     """Weighted sum of table rows, per group (IVE, P1 eq. 13-15) and per core slice (MCS, P1 eq. 16-17).
 
     out[t, g, slice k] = sum over picks of group g of weight[t, pick, k] * values[row, slice k], C cut into h slices.
@@ -155,7 +162,7 @@ def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
     return _serving("weighted_lookup", values_NC)(values_NC, row_TM, weight_TMh, group_TM, n_groups)
 
 
-def row_dot(table_NP, row_TM, x_TP):
+def row_dot(table_NP: Tensor, row_TM: Tensor, x_TP: Tensor) -> Tensor:
     """<table[row], x> for every pick: the pre-value weights of PEER and UltraMemV2 (P2 eq. 13-15).
 
     table_NP: (N, P); row_TM: (T, M) int64 in 0..N-1; x_TP: (T, P). Returns (T, M) in the wider of the two dtypes,
@@ -170,7 +177,7 @@ def row_dot(table_NP, row_TM, x_TP):
     return _serving("row_dot", table_NP)(table_NP, row_TM, x_TP)
 
 
-def grouped_mm(x_SD, weight_EDF, counts_E):
+def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
     """x[rows of expert e] @ weight[e] for every expert: the matrix product of a dropless mixture of experts.
 
     x_SD: (S, D), rows sorted by expert; weight_EDF: (E, D, F), on a CPU also a transposed (E, F, D), which is faster for
@@ -203,7 +210,7 @@ def _decoding_on_cpu(x):
     return backend("cpu") == "native"
 
 
-def linear(x_XD, weight_FD):
+def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
     """x W^T, as torch.nn.functional.linear has it, for a layer of a model.
 
     On a CPU few rows without gradients or autocast, decoding that is, go to a product that streams the weights once; all
@@ -214,7 +221,7 @@ def linear(x_XD, weight_FD):
     return torch.nn.functional.linear(x_XD, weight_FD)
 
 
-def rms_norm(x_XD, weight_D, eps):
+def rms_norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, as torch.nn.functional.rms_norm has it; one pass where `linear` is C++."""
     if _decoding_on_cpu(x_XD):
         return _function("rms_norm", "native")(x_XD, weight_D, eps)

@@ -29,9 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-import kernels.launch
-from kernels import lookup, topm
-from kernels.grouped_mm import Tile, grouped_mm
+from kernels.triton import launch, lookup, topm
+from kernels.triton.grouped_mm import Tile, grouped_mm
 
 ARCHITECTURES = (80, 90)
 MARGIN = 8  # registers; the allocation granularity of the hardware
@@ -70,11 +69,11 @@ class Build:
 def launches(call):
     """(kernel, arguments, options) of every launch within `call`, none of which happens."""
     caught = []
-    start, kernels.launch.start = kernels.launch.start, lambda kernel, grid, *rest: caught.append((kernel, *rest))
+    start, launch.start = launch.start, lambda kernel, grid, *rest: caught.append((kernel, *rest))
     try:
         call()
     finally:
-        kernels.launch.start = start
+        launch.start = start
     return caught
 
 

@@ -7,6 +7,7 @@ Letters: S tokens, D model width, V vocabulary, K tokens of one chunk.
 """
 
 import torch
+from torch import Tensor
 
 IGNORED = -100
 LOGITS_BYTES = 4 << 20
@@ -24,9 +25,9 @@ def _softmax_step(logits_KV, target_K, scale, need_grad):
     from kernels import backend
 
     if logits_KV.dtype != torch.float64 and backend(logits_KV.device) == "native":
-        from kernels import native
+        from kernels.cpu.cross_entropy import softmax_step
 
-        return native.softmax_step(logits_KV, target_K, scale, need_grad), logits_KV
+        return softmax_step(logits_KV, target_K, scale, need_grad), logits_KV
     dtype, logits_KV = logits_KV.dtype, logits_KV.to(_wide(logits_KV.dtype))
     kept_K, target_K1 = target_K != IGNORED, target_K.clamp_min(0)[:, None]
     logsum_K = torch.logsumexp(logits_KV, -1)
@@ -71,7 +72,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return d_hidden_SD, d_weight_VD, None, None, None
 
 
-def cross_entropy(hidden_SD, weight_VD, target_S, chunk=None, precision="fp32", reduction="mean"):
+def cross_entropy(
+    hidden_SD: Tensor,
+    weight_VD: Tensor,
+    target_S: Tensor,
+    chunk: int | None = None,
+    precision: str = "fp32",
+    reduction: str = "mean",
+) -> Tensor:
     """Cross-entropy of logits = hidden @ weight.T without ever storing them.
 
     hidden_SD: (S, D); weight_VD: (V, D), the tied embedding; target_S: (S,) int64 in 0..V-1, -100 is ignored.

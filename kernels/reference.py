@@ -11,14 +11,15 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def widen(x):
+def widen(x: Tensor) -> Tensor:
     """float32 for half precision, unchanged otherwise."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def widen_touched(table_NC, row_TM):
+def widen_touched(table_NC: Tensor, row_TM: Tensor) -> tuple[Tensor, Tensor]:
     """A half-precision table cut down to the rows in use and widened, so that their gradients add up in float32."""
     if widen(table_NC) is table_NC:
         return table_NC, row_TM
@@ -26,28 +27,28 @@ def widen_touched(table_NC, row_TM):
     return widen(table_NC[used_U]), row_TM
 
 
-def stable_topm(score_Xn, m):
+def stable_topm(score_Xn: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Values and positions of the m largest, best first, the lowest position first among equals (P1 sec. 3.1)."""
     value_Xn, index_Xn = torch.sort(score_Xn, dim=-1, descending=True, stable=True)
     return value_Xn[..., :m], index_Xn[..., :m]
 
 
 @functools.lru_cache(maxsize=64)
-def staircase(m, n):
+def staircase(m: int, n: int) -> tuple[Tensor, Tensor]:
     """Ranks (a, b) with (a+1)(b+1) <= m, both below n: the only pairs of sorted rows and columns that can hold a top-m
     sum, because each such cell is dominated by (a+1)(b+1)-1 others."""
     pairs = [(a, b) for a in range(min(m, n)) for b in range(min(m // (a + 1), n))]
     return tuple(torch.tensor(side) for side in zip(*pairs, strict=True))
 
 
-def best_cells(score_THp, cell_THp, m):
+def best_cells(score_THp: Tensor, cell_THp: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Top-m of candidate cells by (score, then lowest cell number): positions among the candidates and cell numbers."""
     cell_THp, by_cell_THp = torch.sort(cell_THp, dim=-1)
     _, pick_THm = stable_topm(score_THp.gather(-1, by_cell_THp), m)
     return by_cell_THp.gather(-1, pick_THm), cell_THp.gather(-1, pick_THm)
 
 
-def product_topm(row_THn, col_THn, m):
+def product_topm(row_THn: Tensor, col_THn: Tensor, m: int) -> tuple[Tensor, Tensor]:
     n = row_THn.shape[-1]
     row_THn, col_THn = widen(row_THn), widen(col_THn)
     with torch.no_grad():
@@ -59,7 +60,9 @@ def product_topm(row_THn, col_THn, m):
     return row_THn.gather(-1, index_THm // n) + col_THn.gather(-1, index_THm % n), index_THm
 
 
-def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
+def tucker_topm(
+    row_THnr: Tensor, col_THnr: Tensor, core_hHrr: Tensor, u_Hr: Tensor, t_Hr: Tensor, m: int
+) -> tuple[Tensor, Tensor]:
     n, r = row_THnr.shape[-2:]
     row_THnr, col_THnr, core_hHrr = widen(row_THnr), widen(col_THnr), widen(core_hHrr)
     core_hHrr, u_Hr, t_Hr = (x.to(row_THnr.dtype) for x in (core_hHrr, u_Hr, t_Hr))
@@ -78,7 +81,9 @@ def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
     return torch.einsum("thmr,chrs,thms->thmc", row_THmr, core_hHrr, col_THmr), index_THm
 
 
-def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
+def weighted_lookup(
+    values_NC: Tensor, row_TM: Tensor, weight_TMh: Tensor, group_TM: Tensor | None = None, n_groups: int = 1
+) -> Tensor:
     dtype = values_NC.dtype
     values_NC, row_TM = widen_touched(values_NC, row_TM)
     (n_tokens, n_picks), (n_rows, width), n_cores = row_TM.shape, values_NC.shape, weight_TMh.shape[-1]
@@ -104,17 +109,17 @@ def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1):
     return out_hTGc.permute(1, 2, 0, 3).reshape(n_tokens, n_groups, width).to(dtype)
 
 
-def row_dot(table_NP, row_TM, x_TP):
+def row_dot(table_NP: Tensor, row_TM: Tensor, x_TP: Tensor) -> Tensor:
     dtype = torch.promote_types(table_NP.dtype, x_TP.dtype)
     table_NP, row_TM = widen_touched(table_NP, row_TM)
     return (F.embedding(row_TM, table_NP) * widen(x_TP)[:, None]).sum(-1).to(dtype)
 
 
-def key_scores(query_THrK, keys_HrnK):
+def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:
     return torch.einsum("thrk,hrnk->thnr", widen(query_THrK), widen(keys_HrnK))
 
 
-def grouped_mm(x_SD, weight_EDF, counts_E):
+def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
     counts = counts_E.tolist()
     if sum(counts) != len(x_SD) or min(counts) < 0:
         raise ValueError(f"grouped_mm: counts must be >= 0 and add up to the {len(x_SD)} rows of x")

@@ -10,9 +10,9 @@ import torch
 from triton.runtime import interpreter
 
 import kernels
-import kernels.launch
-from kernels import lookup, reference, topm, tune
-from kernels.grouped_mm import TILES, grouped_mm, tile_for, tiles_to_try
+from kernels import reference
+from kernels.triton import launch, lookup, topm, tune
+from kernels.triton.grouped_mm import TILES, grouped_mm, tile_for, tiles_to_try
 
 HALF_ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 SUMS = 1e-6  # of the largest result
@@ -250,7 +250,7 @@ def started(monkeypatch):
         named = dict(zip(kernel.arg_names, arguments, strict=False))
         seen.append(((*(named[size] for size in ("BM", "BN", "BK")), options["num_warps"], options["num_stages"]), grid))
 
-    monkeypatch.setattr(kernels.launch, "start", start)
+    monkeypatch.setattr(launch, "start", start)
     return seen
 
 

@@ -3,19 +3,16 @@
 Run by test_tracer.py under TRITON_INTERPRET=1. Every kind of finding is also planted and must be found.
 """
 
-import importlib
-
+import helpers_traffic as traffic
 import pytest
 import torch
 import triton
 import triton.language as tl
+from helpers_tracer import Phantom, Trace
 from triton.runtime import interpreter
 
-import kernels.launch
-from kernels import lookup, topm
-from kernels.tracer import Phantom, Trace
-
-moe = importlib.import_module("kernels.grouped_mm")
+from kernels.triton import grouped_mm as moe
+from kernels.triton import launch, lookup, topm
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +38,8 @@ def test_lookup_reads_what_its_formulas_say(n_tokens, n_picks, width, n_cores, n
     with Trace() as trace:
         lookup.weighted_lookup(values, row, weight, group, n_groups)
     sizes = (width, n_cores, n_groups, dtype.itemsize)
-    assert_bytes(trace, lookup.requested_bytes(n_tokens, n_picks, *sizes), trace.requested)
-    assert_bytes(trace, lookup.unique_bytes(row, *sizes), trace.unique)
+    assert_bytes(trace, traffic.lookup_requested(n_tokens, n_picks, *sizes), trace.requested)
+    assert_bytes(trace, traffic.lookup_unique(row, *sizes), trace.unique)
     assert trace.unique("values") < trace.requested("values")
 
 
@@ -87,8 +84,8 @@ def test_topm_reads_what_its_formulas_say(n_cores):
         else:
             score, _ = topm.product_topm(row[..., 0], col[..., 0], m)
     sizes = (n_tokens, n_heads, n, m, rank, n_cores)
-    assert_bytes(trace, topm.requested_bytes(*sizes), trace.requested)
-    assert_bytes(trace, topm.unique_bytes(*sizes), trace.unique, kinds=("load", "store"))
+    assert_bytes(trace, traffic.topm_requested(*sizes), trace.requested)
+    assert_bytes(trace, traffic.topm_unique(*sizes), trace.unique, kinds=("load", "store"))
     with Trace() as trace:
         score.sum().backward()
     assert trace.problems() == []
@@ -100,8 +97,8 @@ def test_grouped_mm_reads_what_its_formulas_say():
     x, weight = torch.randn(26, width_in, requires_grad=True), torch.randn(4, width_in, width_out, requires_grad=True)
     with Trace() as trace:
         out = moe.grouped_mm(x, weight, torch.tensor(counts))
-    assert_bytes(trace, moe.requested_bytes(counts, width_in, width_out, 4), trace.requested)
-    assert_bytes(trace, moe.unique_bytes(counts, width_in, width_out, 4), trace.unique)
+    assert_bytes(trace, traffic.grouped_mm_requested(counts, width_in, width_out, 4), trace.requested)
+    assert_bytes(trace, traffic.grouped_mm_unique(counts, width_in, width_out, 4), trace.unique)
     with Trace() as trace:
         out.sum().backward()
     assert trace.problems() == []
@@ -112,14 +109,14 @@ def test_grouped_mm_reads_what_its_formulas_say():
 def stand_in(monkeypatch):
     """Replaces arguments of every launch by name, so that wrappers run as ever on tables that nobody allocates."""
 
-    start = kernels.launch.start
+    start = launch.start
 
     def replace(**phantoms):
         def started(kernel, grid, arguments, options):
             given = zip(kernel.arg_names, arguments, strict=False)
             start(kernel, grid, tuple(phantoms.get(name, argument) for name, argument in given), options)
 
-        monkeypatch.setattr(kernels.launch, "start", started)
+        monkeypatch.setattr(launch, "start", started)
 
     return replace
 
@@ -261,7 +258,7 @@ def test_rows_read_for_nothing_are_found():
     want = lookup.weighted_lookup(values, row[None], weight[None, :, None], group[None], 2)[0]
     assert torch.allclose(out, want)
     assert trace.problems() == []
-    assert trace.requested("values") == 2 * lookup.requested_bytes(1, 5, 16, 1, 2, 4)["values"]
+    assert trace.requested("values") == 2 * traffic.lookup_requested(1, 5, 16, 1, 2, 4)["values"]
 
 
 def test_outside_a_trace_the_interpreter_is_as_before():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 import kernels
-from kernels import native, reference
+from kernels import reference
+from kernels.cpu import build
+from kernels.cpu.cross_entropy import softmax_step
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+native = SimpleNamespace(**{operation: kernels._function(operation, "native") for operation in kernels.MODULES["native"]})
+needs_compiler = pytest.mark.skipif(not build.available(), reason="no C++ compiler")
 BOTH = [
     pytest.param(reference, id="reference"),
     pytest.param(native, id="native", marks=needs_compiler),
@@ -123,8 +127,8 @@ def test_cache_folder_without_a_home(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(native.Path, "home", classmethod(homeless))
-    assert native._cache_dir().is_dir()
+    monkeypatch.setattr(build.Path, "home", classmethod(homeless))
+    assert build._cache_dir().is_dir()
 
 
 def test_native_topm_survives_nan():
@@ -380,11 +384,11 @@ def test_cross_entropy_fp32(backend, chunk, scale):
 def test_native_exponential_is_accurate():
     x = torch.linspace(0, 86, 4001)
     logits = torch.stack([torch.zeros_like(x), -x], -1)
-    native.softmax_step(logits, torch.zeros(len(x), dtype=torch.long), 1.0, True)
+    softmax_step(logits, torch.zeros(len(x), dtype=torch.long), 1.0, True)
     wanted = torch.sigmoid(-x.double())  # the gradient at the other class: exp(-x) over its sum with 1
     assert ((logits[:, 1].double() - wanted).abs() / wanted).max() < 4e-7
     logits = torch.tensor([[0.0, -torch.inf, -1e30], [torch.nan, 0.0, 1.0]])
-    loss = native.softmax_step(logits, torch.tensor([0, 1]), 1.0, True)
+    loss = softmax_step(logits, torch.tensor([0, 1]), 1.0, True)
     assert torch.equal(logits[0], torch.zeros(3))
     assert loss[0] == 0
     assert loss[1].isnan()
@@ -450,7 +454,7 @@ def test_override_and_its_error(monkeypatch):
     with pytest.raises(ValueError, match="auto, reference, native, triton"):
         kernels.backend("cpu")
     monkeypatch.delenv("ULTRAMEM_KERNELS")
-    assert kernels.backend("cpu") == ("native" if native.available() else "reference")
+    assert kernels.backend("cpu") == ("native" if build.available() else "reference")
     assert kernels.backend("meta") == "reference"
 
 
@@ -462,7 +466,7 @@ def run_python(code, **environment):
 
 
 def test_importing_compiles_nothing(tmp_path):
-    code = "import sys, kernels; assert 'triton' not in sys.modules and 'kernels.native' not in sys.modules"
+    code = "import sys, kernels; assert 'triton' not in sys.modules and 'kernels.cpu.build' not in sys.modules"
     run_python(code, XDG_CACHE_HOME=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -480,12 +484,12 @@ def test_without_a_compiler_one_warning_and_plain_torch(tmp_path):
 @needs_compiler
 def test_the_build_without_processor_flags_agrees_with_the_reference(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "EXTRA_FLAGS", (("-no-such-flag",), ()))
-    tuned = native._library()
-    native._library.cache_clear()
+    monkeypatch.setattr(build, "EXTRA_FLAGS", (("-no-such-flag",), ()))
+    tuned = build._library()
+    build._library.cache_clear()
     try:
-        assert native.available()
-        assert native._library() is not tuned
+        assert build.available()
+        assert build._library() is not tuned
         test_product_topm_is_brute_force(native, 300, 42)
         test_native_tucker_gradients(2, 2, 12)
         test_weighted_lookup_and_gradients(native, LOOKUPS[2], torch.bfloat16, 2**-8)
@@ -494,14 +498,14 @@ def test_the_build_without_processor_flags_agrees_with_the_reference(tmp_path, m
         monkeypatch.setenv("ULTRAMEM_KERNELS", "native")
         test_cross_entropy_fp32("native", 32, 1.0)
     finally:
-        native._library.cache_clear()
+        build._library.cache_clear()
         monkeypatch.undo()
-    assert native.available()
+    assert build.available()
 
 
 @needs_compiler
 def test_two_processes_build_at_once_and_a_cached_library_is_reused(tmp_path):
-    command = [sys.executable, "-m", "kernels.native"]
+    command = [sys.executable, "-m", "kernels.cpu.build"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     started = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in started]

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import kernels
-from kernels import native, reference
+from kernels import reference
+from kernels.cpu import build, grouped_mm, linear
+from kernels.cpu.rms_norm import rms_norm
 
-needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not build.available(), reason="no C++ compiler")
 DTYPES = [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)]
 
 
@@ -25,30 +27,30 @@ def rounded_once(got, exact, tolerance, terms=1):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 13, 96, 200])
 def test_linear_is_the_float64_product(dtype, tolerance, rows, monkeypatch):
     """All group sizes of rows, widths with and without a rest, several chunks, outputs that do not fill a block."""
-    monkeypatch.setattr(native, "STREAM_FEW_ROWS", 1 << 30)
+    monkeypatch.setattr(linear, "STREAM_FEW_ROWS", 1 << 30)
     for width in (1, 31, 128, 1100):
         for outputs in (1, 5, 8, 130):
             x, weight = numbers(rows, width, dtype=dtype), numbers(outputs, width, seed=1, dtype=dtype)
-            rounded_once(native.linear(x, weight), x.double() @ weight.double().T, tolerance, terms=width)
+            rounded_once(linear.linear(x, weight), x.double() @ weight.double().T, tolerance, terms=width)
 
 
 @needs_compiler
 def test_linear_does_not_depend_on_threads_or_on_other_rows():
     x, weight = numbers(7, 96), numbers(1000, 96, seed=1)
-    wanted, before = native.linear(x, weight), torch.get_num_threads()
+    wanted, before = linear.linear(x, weight), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(native.linear(x, weight), wanted)
+        assert torch.equal(linear.linear(x, weight), wanted)
     finally:
         torch.set_num_threads(before)
-    assert native.linear(x[None, :, None], weight).shape == (1, 7, 1, 1000)
+    assert linear.linear(x[None, :, None], weight).shape == (1, 7, 1, 1000)
 
 
 @needs_compiler
 def test_linear_streams_only_where_nothing_is_learnt(monkeypatch):
     served = []
     monkeypatch.setenv("ULTRAMEM_KERNELS", "native")
-    monkeypatch.setattr(native, "_call", lambda name, *rest, work: served.append(name))
+    monkeypatch.setattr(linear, "call", lambda name, *rest, work: served.append(name))
     x, weight = numbers(4, 256), numbers(8, 256, seed=1).requires_grad_()
     kernels.linear(x, weight)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -68,7 +70,7 @@ def test_linear_streams_only_where_nothing_is_learnt(monkeypatch):
 def test_key_scores_keep_float32_sums_of_half_precision_products(dtype, tolerance, T, H, r, K, n):
     query, keys = numbers(T, H, r, K, dtype=dtype), numbers(H, r, n, K, seed=1, dtype=dtype)
     wanted = torch.einsum("thrk,hrnk->thnr", query.double(), keys.double())
-    for module in (reference, native):
+    for module in (reference, linear):
         got = module.key_scores(query, keys)
         assert got.dtype == torch.float32
         rounded_once(got, wanted, tolerance)
@@ -78,7 +80,7 @@ def test_key_scores_keep_float32_sums_of_half_precision_products(dtype, toleranc
 def test_one_query_meets_the_keys_of_every_rank():
     query, keys = numbers(3, 2, 1, 40), numbers(2, 4, 33, 40, seed=1)
     wanted = torch.einsum("thk,hrnk->thnr", query[:, :, 0].double(), keys.double())
-    for module in (reference, native):
+    for module in (reference, linear):
         got = module.key_scores(query, keys)
         assert got.shape == wanted.shape
         rounded_once(got, wanted, 1e-6)
@@ -93,12 +95,12 @@ def test_experts_laid_out_for_decoding_multiply_the_same(dtype, tolerance, count
     x, counts_E = numbers(sum(counts), 130, seed=1, dtype=dtype), torch.tensor(counts)
     wanted = reference.grouped_mm(x.double(), weight_EDF.double(), counts_E)
     with torch.no_grad():
-        got = native.grouped_mm(x, turned, counts_E)
+        got = grouped_mm.grouped_mm(x, turned, counts_E)
     assert got.shape == wanted.shape
     if len(x):
         rounded_once(got, wanted, tolerance)
     x.requires_grad_()
-    native.grouped_mm(x, turned, counts_E).sum().backward()
+    grouped_mm.grouped_mm(x, turned, counts_E).sum().backward()
     if len(x):
         close = torch.cat([w.double().sum(1).expand(c, -1) for w, c in zip(weight_EDF, counts, strict=True)])
         rounded_once(x.grad, close, 2**-6 if dtype == torch.bfloat16 else 1e-5)
@@ -124,10 +126,10 @@ def test_odd_experts_stay_bfloat16_under_autocast(D, F_):
 @needs_compiler
 def test_experts_laid_out_for_decoding_are_not_copied(monkeypatch):
     handed = []
-    monkeypatch.setattr(native, "_call", lambda name, x, weight, *rest, work: handed.append((name, weight.data_ptr())))
+    monkeypatch.setattr(grouped_mm, "call", lambda name, x, weight, *rest, work: handed.append((name, weight.data_ptr())))
     turned = numbers(4, 64, 130).mT
     with torch.no_grad():
-        native.grouped_mm(numbers(3, 130), turned, torch.tensor([1, 0, 0, 2]))
+        grouped_mm.grouped_mm(numbers(3, 130), turned, torch.tensor([1, 0, 0, 2]))
     assert handed == [("linear_f32", turned.data_ptr())]
 
 
@@ -138,8 +140,6 @@ def test_rms_norm_is_torchs(dtype, tolerance):
         x, weight = numbers(*shape, dtype=dtype) * 3, numbers(shape[-1], seed=1, dtype=dtype)
         wanted = torch.nn.functional.rms_norm(x.double(), x.shape[-1:], weight.double(), 1e-5)
         if len(x):
-            rounded_once(native.rms_norm(x, weight, 1e-5), wanted, tolerance)
+            rounded_once(rms_norm(x, weight, 1e-5), wanted, tolerance)
     rows = numbers(4, 6, 16, dtype=dtype).transpose(0, 1)
-    rounded_once(
-        native.rms_norm(rows, torch.ones(16, dtype=dtype), 1e-5), torch.nn.functional.rms_norm(rows.double(), (16,)), 1e-2
-    )
+    rounded_once(rms_norm(rows, torch.ones(16, dtype=dtype), 1e-5), torch.nn.functional.rms_norm(rows.double(), (16,)), 1e-2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evals.decode import timers
-from kernels import tune
+from kernels.triton import tune
 
 
 class FakeCuda:

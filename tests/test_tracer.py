@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers_tracer import Trace
 
-import kernels.launch
-from kernels.tracer import Trace
+from kernels.triton import launch
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -20,7 +20,7 @@ def test_traces_under_the_interpreter():
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
-@pytest.mark.skipif(kernels.launch.INTERPRETED, reason="kernels are interpreted in this process")
+@pytest.mark.skipif(launch.INTERPRETED, reason="kernels are interpreted in this process")
 def test_compiled_kernels_cannot_be_traced():
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         Trace()

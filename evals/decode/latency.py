@@ -42,7 +42,7 @@ from evals.records.errors import UserError, run
 from evals.records.provenance import device_name
 from evals.records.runs import build_model
 from kernels.allocator import keep_memory
-from kernels.tune import tuning
+from kernels.triton.tune import tuning
 from models.decode import DecodeState
 from models.fold import fold
 from models.overlap import Overlap

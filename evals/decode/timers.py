@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels.tune import tuning
+from kernels.triton.tune import tuning
 
 Step = Callable[[], object]
 CACHES_COVERED = 8  # yardsticks read this many times the last-level cache: what is left in it from before is a small share

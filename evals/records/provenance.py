@@ -17,7 +17,7 @@ from models import ARCHS, arch_module
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "kernels", "evals", "workflows", "reports")
-SOURCES = ("*.cpp", "*.h", "*.html")
+SOURCES = ("src/*.cpp", "src/*.h", "*.html")
 
 # What makes the numbers of each stage of the workflow; `ARCHITECTURES` stands for the layers that the preset builds by name.
 ARCHITECTURES = "models"
@@ -93,7 +93,8 @@ def parsed(module: str) -> tuple[str, frozenset[str]]:
 def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tuple[str, ...] = ()) -> str:
     """Twelve hex digits over the code of `modules` and what they reach by import inside `packages`, not through `without`.
 
-    C++ sources, headers and page templates beside a module count with it; comments, docstrings and the types of functions do not.
+    C++ in a folder `src` and page templates beside a module count with it; comments, docstrings and the types of functions
+    do not.
     """
     seen: set[str] = set()
     queue = [module for module in modules if module not in without]

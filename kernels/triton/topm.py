@@ -14,9 +14,10 @@ Letters: T tokens, H heads, n keys per axis, m picks, K = min(m, n), r Tucker ra
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import launch
+from kernels.triton.launch import launch
 
 MOST_PICKS = 128  # the cross then puts 32 keys in every thread of 16 warps: about what the registers hold
 
@@ -255,7 +256,7 @@ class _Tucker(torch.autograd.Function):
         return grad_row, grad_col, parts.sum(0).transpose(0, 1).to(core_hHrr.dtype), None, None, None
 
 
-def product_topm(row_THn, col_THn, m):
+def product_topm(row_THn: Tensor, col_THn: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Exact top-m of row[i] + col[j] over all n*n cells; see `kernels`. Returns (T, H, m) float32 scores, int64 cells.
 
     Raises ValueError when m exceeds 128 or n*n cells do not fit in 31 bits.
@@ -263,27 +264,11 @@ def product_topm(row_THn, col_THn, m):
     return _Product.apply(row_THn.contiguous(), col_THn.contiguous(), m)
 
 
-def tucker_topm(row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr, m):
+def tucker_topm(
+    row_THnr: Tensor, col_THnr: Tensor, core_hHrr: Tensor, u_Hr: Tensor, t_Hr: Tensor, m: int
+) -> tuple[Tensor, Tensor]:
     """Filter each axis by u and t, re-score the cross exactly, keep the top-m by the sum over cores; see `kernels`.
 
     Returns (T, H, m, h) float32 scores per core, best sum first, and (T, H, m) int64 cells. Raises ValueError as above.
     """
     return _Tucker.apply(*(x.contiguous() for x in (row_THnr, col_THnr, core_hHrr, u_Hr, t_Hr)), m)
-
-
-def requested_bytes(n_tokens, n_heads, n, m, rank=1, n_cores=0, itemsize=4):
-    """Bytes that one retrieval's loads ask for, per tensor, caches ignored; rank 1 and no cores for product keys.
-
-    The filter reads the n entries of an axis, r numbers each; the cross its K rows and columns; the ordering, and then
-    every core's score, the m cells. A column is read anew for each of the row's r numbers. Scratch is left out.
-    """
-    scored = min(m, n) + m * (1 + max(1, n_cores))
-    per_side = {"row": (n + scored) * rank, "col": (n + scored * rank) * rank}
-    return {name: n_tokens * n_heads * entries * itemsize for name, entries in per_side.items()}
-
-
-def unique_bytes(n_tokens, n_heads, n, m, rank=1, n_cores=0, itemsize=4):
-    """Bytes that one retrieval must bring in (row, col) or write (score, index) at least once."""
-    programs = n_tokens * n_heads
-    axis = programs * n * rank * itemsize
-    return {"row": axis, "col": axis, "score": programs * m * max(1, n_cores) * 4, "index": programs * m * 8}

@@ -1,6 +1,7 @@
 """Triton kernels of the memory lookup: weighted sums of table rows, forward and backward (P1 eq. 13-17, P2 eq. 13-15).
 
-One trilinear form L = sum_tj weight[t,j] <values[row[t,j]], grad[t]> gives every operation here as a partial derivative:
+One file above 300 lines, because the kernels share their tiles and backward is built of forward's pieces: one trilinear form
+L = sum_tj weight[t,j] <values[row[t,j]], grad[t]> gives every operation here as a partial derivative:
   dL/dgrad    `_gather_sum`    forward of weighted_lookup; gradient of x in row_dot
   dL/dweight  `_gather_dot`    gradient of weight in weighted_lookup; forward of row_dot
   dL/dvalues  `_scatter_sum`   gradient of the table in both
@@ -18,9 +19,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import block, contiguous_table, launch
+from kernels.triton.launch import block, contiguous_table, launch
 
 PICKS = 8  # rows in flight per program: 4 kB of bfloat16; an H100 needs about 16 kB in flight per multiprocessor (modelled)
 TILE = 256  # columns per program
@@ -296,7 +298,15 @@ class _RowDot(torch.autograd.Function):
         return to_table, None, to_x, None
 
 
-def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1, *, deterministic=True):
+def weighted_lookup(
+    values_NC: Tensor,
+    row_TM: Tensor,
+    weight_TMh: Tensor,
+    group_TM: Tensor | None = None,
+    n_groups: int = 1,
+    *,
+    deterministic: bool = True,
+) -> Tensor:
     """out[t, g, slice k] = sum over picks of group g of weight[t, pick, k] * values[row, slice k]; see `kernels`.
 
     Returns (T, n_groups, C) in the table's dtype. Gradient: values (dense), weight. `deterministic=False` adds the
@@ -309,36 +319,10 @@ def weighted_lookup(values_NC, row_TM, weight_TMh, group_TM=None, n_groups=1, *,
     return _WeightedLookup.apply(values_NC, row_TM, weight_TMh, group_TM, n_groups, deterministic)
 
 
-def row_dot(table_NP, row_TM, x_TP, *, deterministic=True):
+def row_dot(table_NP: Tensor, row_TM: Tensor, x_TP: Tensor, *, deterministic: bool = True) -> Tensor:
     """<table[row], x> for every pick (P2 eq. 13-15); see `kernels`. Returns (T, M) in the wider of the two dtypes.
 
     Gradient: table (dense), x; `deterministic` as in weighted_lookup. Raises ValueError when the table is not contiguous.
     """
     contiguous_table("row_dot", table_NP)
     return _RowDot.apply(table_NP, row_TM.contiguous(), x_TP.contiguous(), deterministic)
-
-
-def requested_bytes(n_tokens, n_picks, width, n_cores=1, n_groups=1, itemsize=2):
-    """Bytes that the loads of one weighted_lookup ask for, per tensor, caches ignored; weights as wide as values.
-
-    values: T*M*C*itemsize, each picked row once. Every column tile reads the indices anew; with G > 1 groups each group
-    reads all M group numbers (int64), but only its own picks' rows, rows' indices and weights.
-    """
-    tiles = _Shape(n_tokens, n_picks, width, n_cores, n_groups).column_tiles
-    picks = n_tokens * n_picks
-    return {
-        "values": picks * width * itemsize,
-        "row": picks * 8 * tiles,
-        "weight": picks * itemsize * tiles,
-        "group": picks * 8 * tiles * n_groups if n_groups > 1 else 0,
-    }
-
-
-def unique_bytes(row_TM, width, n_cores=1, n_groups=1, itemsize=2):
-    """Bytes that one weighted_lookup must bring in at least once, per tensor: values count their distinct rows."""
-    return {
-        "values": row_TM.unique().numel() * width * itemsize,
-        "row": row_TM.numel() * 8,
-        "weight": row_TM.numel() * n_cores * itemsize,
-        "group": row_TM.numel() * 8 if n_groups > 1 else 0,
-    }

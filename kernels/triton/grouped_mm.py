@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.launch import INTERPRETED, launch
-from kernels.tune import choose
+from kernels.triton.launch import INTERPRETED, launch
+from kernels.triton.tune import choose
 
 
 class Tile(NamedTuple):
@@ -39,7 +40,7 @@ TILES = {
 WEIGHT_TILE = {2: Tile(128, 128, 64, 8, 3), 4: Tile(64, 64, 32, 4, 3)}
 
 
-def tile_for(n_rows, n_experts, itemsize):
+def tile_for(n_rows: int, n_experts: int, itemsize: int) -> Tile:
     """The smallest tile that holds an expert's mean share of the rows, or the largest there is.
 
     Small batches read each expert for a handful of rows: a taller tile multiplies padding, a shorter one reads the
@@ -49,7 +50,7 @@ def tile_for(n_rows, n_experts, itemsize):
     return next((tile for tile in TILES[itemsize] if tile.rows >= share), TILES[itemsize][-1])
 
 
-def tiles_to_try(n_rows, n_experts, itemsize):
+def tiles_to_try(n_rows: int, n_experts: int, itemsize: int) -> list[Tile]:
     """Tiles that may beat `tile_for` on some device: its height and the next, at widths and steps around its own.
 
     With few rows, narrow tiles put more programs on a weight that one program would read for long, and long steps keep
@@ -186,10 +187,10 @@ class _GroupedMM(torch.autograd.Function):
         return to_x, to_weight, None, None
 
 
-def grouped_mm(x_SD, weight_EDF, counts_E, *, tile=None):
+def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor, *, tile: Tile | None = None) -> Tensor:
     """x[rows of expert e] @ weight[e]; see `kernels`. Returns (S, F) in x's dtype. Gradient: x, weight (dense).
 
-    tile: a Tile to use instead of the one that `kernels.tune` has found or else `tile_for` gives. Raises ValueError when
+    tile: a Tile to use instead of the one that `kernels.triton.tune` has found or else `tile_for` gives. Raises ValueError when
     the experts' weights are not contiguous or the dtype is neither 16 nor 32 bits wide. That the counts add up to S is
     not checked: it would stop the device.
     """
@@ -198,23 +199,3 @@ def grouped_mm(x_SD, weight_EDF, counts_E, *, tile=None):
     if x_SD.element_size() not in TILES:
         raise ValueError(f"grouped_mm: dtype {x_SD.dtype} has no Triton kernel; use float32, bfloat16 or float16")
     return _GroupedMM.apply(x_SD.contiguous(), weight_EDF, counts_E, tile)
-
-
-def requested_bytes(counts, width_in, width_out, itemsize=2, tile=None):
-    """Bytes that the forward pass's loads ask for, per tensor; counts: rows of each expert.
-
-    An expert is read once for every tile of its rows, a row once for every tile of columns.
-    """
-    tile = tile or tile_for(sum(counts), len(counts), itemsize)
-    return {
-        "weight": sum(triton.cdiv(count, tile.rows) for count in counts) * width_in * width_out * itemsize,
-        "x": sum(counts) * width_in * itemsize * triton.cdiv(width_out, tile.columns),
-    }
-
-
-def unique_bytes(counts, width_in, width_out, itemsize=2):
-    """Bytes that the forward pass must bring in at least once: the experts that have rows, and the rows."""
-    return {
-        "weight": sum(count > 0 for count in counts) * width_in * width_out * itemsize,
-        "x": sum(counts) * width_in * itemsize,
-    }

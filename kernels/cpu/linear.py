@@ -1,0 +1,47 @@
+"""x W^T for few rows, and key scores, in C++ that reads weights as nn.Linear stores them (`src/linear.cpp`); see `kernels`.
+
+Letters as in reference.py.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels.cpu.build import loaded
+from kernels.cpu.call import SUFFIX, call, needs_grad
+
+# Where the C++ product that streams nn.Linear's weights beats MKL (float32) and oneDNN (bfloat16): always with few rows,
+# and with weights at least so wide, up to many rows.
+STREAM_FEW_ROWS = 16
+STREAM_WIDE = {torch.float32: 128, torch.bfloat16: 1024}
+STREAM_MANY_ROWS = {torch.float32: 1 << 40, torch.bfloat16: 96}
+
+
+def streams(dtype: torch.dtype, rows: int, width: int) -> bool:
+    """Whether the product of so many rows and weights so wide goes to the C++ that reads them as nn.Linear stores them."""
+    if loaded().grouped_level() < {torch.float32: 1, torch.bfloat16: 2}.get(dtype, 3):
+        return False
+    return rows <= STREAM_FEW_ROWS or (width >= STREAM_WIDE[dtype] and rows <= STREAM_MANY_ROWS[dtype])
+
+
+def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
+    x_MD = x_XD.reshape(-1, x_XD.shape[-1])
+    if x_XD.dtype != weight_FD.dtype or not (streams(x_MD.dtype, *x_MD.shape) and weight_FD.is_contiguous()):
+        return torch.nn.functional.linear(x_XD, weight_FD)
+    (M, D), F = x_MD.shape, len(weight_FD)
+    y_MF = x_MD.new_empty(M, F)
+    call(f"linear_{SUFFIX[x_MD.dtype]}", x_MD.contiguous(), weight_FD, torch.tensor([M]), 1, D, F, y_MF, work=F // 64)
+    return y_MF.view(*x_XD.shape[:-1], F)
+
+
+def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:
+    (T, H, _, K), (_, r, n, _), dtype = query_THrK.shape, keys_HrnK.shape, query_THrK.dtype
+    # Nothing else multiplies bfloat16 into float32.
+    served = streams(dtype, 1 if dtype == torch.bfloat16 else T, K)
+    if needs_grad(query_THrK, keys_HrnK) or dtype != keys_HrnK.dtype or not served:
+        return reference.key_scores(query_THrK, keys_HrnK)
+    name = "scores_bf16" if dtype == torch.bfloat16 else "linear_f32"
+    score_HrTn = torch.empty(H, r, T, n)
+    query_HrTK = query_THrK.permute(1, 2, 0, 3).expand(-1, r, -1, -1).contiguous()
+    call(name, query_HrTK, keys_HrnK.contiguous(), torch.full((H * r,), T), H * r, K, n, score_HrTn, work=n // 64)
+    return score_HrTn.permute(2, 0, 3, 1)
