@@ -40,7 +40,7 @@ import pandas as pd
 from scipy import stats as distributions
 
 from evals import stats
-from evals.claims.evidence import SCORES
+from evals.claims.evidence.scores import SCORES
 from evals.records import schema
 from evals.records.errors import UserError, run
 

@@ -11,7 +11,7 @@ import pytest
 from synthetic import chain_runs, grid_run, row, write
 
 from evals import compare
-from evals.claims.evidence import SCORES
+from evals.claims.evidence.scores import SCORES
 from evals.records import schema
 from evals.records.errors import UserError
 

@@ -58,8 +58,7 @@ import pandas as pd
 import yaml
 
 from evals import stats
-from evals.claims import evidence
-from evals.claims.evidence import METRICS, Evidence, NotTested, Results
+from evals.claims.evidence import METRICS, Evidence, NotTested, Results, losses
 from evals.records import schema
 from evals.records.errors import UserError, run
 
@@ -340,8 +339,8 @@ def _ruled(claim: Claim, results: Results) -> tuple[Evidence, Verdict]:
 def _confound(condition: dict[str, str], results: Results) -> str:
     """The sentence of a condition of `confounds` that is met, or ""."""
     if "rate" in condition:
-        return evidence.edge_rate(results, condition["rate"])
-    return evidence.unequal_base(results, **condition)
+        return losses.edge_rate(results, condition["rate"])
+    return losses.unequal_base(results, **condition)
 
 
 def _big_enough(needed: dict[str, float], claim: Claim, results: Results) -> None:
