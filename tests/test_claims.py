@@ -11,8 +11,9 @@ import pytest
 from synthetic import chain_runs, grid_run, row, write
 
 from evals.claims import ledger as claims
+from evals.claims.claim import Claim
 from evals.claims.evidence import Evidence, NotTested, Results, counted, laws, losses, scores, times
-from evals.claims.ledger import Claim, rule
+from evals.claims.ruling import rule
 from evals.records import schema
 from evals.records.errors import UserError
 from evals.scores import harness
