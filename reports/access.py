@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.claims.evidence import PAIRS
+from evals.claims.evidence.times import PAIRS
 from reports import figures, published
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
 from reports.style import Panel, anchor, in_order, key, look

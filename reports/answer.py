@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.claims.evidence import speedups
+from evals.claims.evidence.times import speedups
 from evals.stats import Interval
 from reports.contrast import by_seed, contrast
 from reports.page import Results

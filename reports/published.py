@@ -9,7 +9,7 @@ from functools import cache
 
 import pandas as pd
 
-from evals.claims.evidence import REFERENCE
+from evals.claims.evidence.counted import REFERENCE
 
 FAMILIES = {
     "Dense": "dense",

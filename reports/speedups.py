@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.claims.evidence import speedups
+from evals.claims.evidence.times import speedups
 from reports import figures
 from reports.page import Cell, Picture, Table, arch_cell, number
 from reports.style import WIDE, key, look

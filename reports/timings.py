@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from evals.claims.evidence import SETTING
+from evals.claims.evidence.times import SETTING
 from reports import figures
 from reports.page import Results, span
 from reports.style import Panel, key

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from synthetic import chain_runs, grid_run, row, write
 
-from evals.claims import evidence
 from evals.claims import ledger as claims
-from evals.claims.evidence import Evidence, NotTested, Results
-from evals.claims.ledger import Claim, rule
+from evals.claims.claim import Claim
+from evals.claims.evidence import Evidence, NotTested, Results, counted, laws, losses, scores, times
+from evals.claims.ruling import rule
 from evals.records import schema
 from evals.records.errors import UserError
 from evals.scores import harness
@@ -227,11 +227,10 @@ def test_a_chain_of_one_seed_borrows_the_noise_but_not_the_verdict(tmp_path):
 
 def test_the_interval_of_a_claim_is_that_of_its_own_coefficients(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.02, (4, 3))
-    losses = dict(zip("abcd", (4 + noise).tolist(), strict=True))
-    runs, arms = chain_runs("c", losses)
+    runs, arms = chain_runs("c", dict(zip("abcd", (4 + noise).tolist(), strict=True)))
     results = Results(write(tmp_path, runs=runs, arms=arms))
-    two = evidence.contrast(results, "c", {"a": 1, "b": -1})
-    four = evidence.contrast(results, "c", {"a": 1, "b": -1, "c": -1, "d": 1})
+    two = losses.contrast(results, "c", {"a": 1, "b": -1})
+    four = losses.contrast(results, "c", {"a": 1, "b": -1, "c": -1, "d": 1})
     assert four.high - four.low == pytest.approx(math.sqrt(2) * (two.high - two.low))
     assert (two.freedom, four.seeds) == (6, 3)
     assert four.spread == pytest.approx(math.sqrt(4 * results.noise().paired))
@@ -241,12 +240,12 @@ def test_contrast_pairs_arms_by_seed_and_knows_aliases(tmp_path):
     runs, arms = chain_runs("c", {"base": [4.0, 4.3, 4.2], "+a": [3.9, 4.2, 4.1], "+b": [3.7, 4.0, 3.9]})
     shuffled = [*runs[:6], *reversed(runs[6:])]
     results = Results(write(tmp_path, runs=shuffled, arms=arms), {"c": {"last": "+b"}})
-    found = evidence.contrast(results, "c", {"last": 1, "+a": -1})
+    found = losses.contrast(results, "c", {"last": 1, "+a": -1})
     assert (found.value, found.low, found.n) == (pytest.approx(-0.2), pytest.approx(-0.2), 3)
-    total = evidence.contrast(results, "c", {"+b": 1, "+a": -2, "base": 1})
+    total = losses.contrast(results, "c", {"+b": 1, "+a": -2, "base": 1})
     assert total.value == pytest.approx(-0.1)
     with pytest.raises(NotTested, match="arm '\\+c' of c was not run: snakemake ablation_c"):
-        evidence.contrast(results, "c", {"+c": 1, "+a": -1})
+        losses.contrast(results, "c", {"+c": 1, "+a": -1})
 
 
 def test_a_missing_table_is_not_tested_but_a_damaged_one_stops(tmp_path):
@@ -264,10 +263,10 @@ def test_a_missing_table_is_not_tested_but_a_damaged_one_stops(tmp_path):
 def test_gap_change_is_the_trend_of_the_gap(tmp_path):
     runs = [grid_run("a", "s", 0, val_loss=4.1), grid_run("b", "s", 0, val_loss=4.0)]
     runs += [grid_run("a", "m", 0, val_loss=3.4), grid_run("b", "m", 0, val_loss=3.5)]
-    found = evidence.gap_change(Results(write(tmp_path, runs=runs)), "a", "b")
+    found = losses.gap_change(Results(write(tmp_path, runs=runs)), "a", "b")
     assert (found.value, found.seeds, found.note) == (pytest.approx(-0.2), 1, "s to m")
     with pytest.raises(NotTested, match="two sizes"):
-        evidence.gap_change(Results(write(tmp_path, runs=runs[:2])), "a", "b")
+        losses.gap_change(Results(write(tmp_path, runs=runs[:2])), "a", "b")
 
 
 def test_a_law_needs_four_points_and_lines_are_kept_apart(tmp_path):
@@ -280,7 +279,7 @@ def test_a_law_needs_four_points_and_lines_are_kept_apart(tmp_path):
             runs.append(grid_run("ultramem", run=run, sparse_params=sparse, val_loss=loss))
             arms.append(row("arms", chain="sparsity", kind="sweep", label=f"{line}, {sparse}", run=run, set="{}"))
     results = Results(write(tmp_path, runs=runs, arms=arms))
-    slope, r2 = evidence.law_slope(results, "sparsity", "ultramem"), evidence.law_r2(results, "sparsity", "ultramem")
+    slope, r2 = laws.law_slope(results, "sparsity", "ultramem"), laws.law_r2(results, "sparsity", "ultramem")
     assert slope.value == pytest.approx(0.1, abs=1e-3)
     assert (slope.n, slope.seeds, slope.kind) == (8, 1, "points")
     assert slope.low > 0.09
@@ -292,7 +291,7 @@ def test_a_law_needs_four_points_and_lines_are_kept_apart(tmp_path):
         assert judged(tmp_path, entry)["verdict"] == "underpowered"
     short = Results(write(tmp_path, runs=[r for r in runs if r["sparse_params"] < 10**8]))
     with pytest.raises(NotTested, match="not a law: 3 points"):
-        evidence.law_slope(short, "sparsity", "ultramem")
+        laws.law_slope(short, "sparsity", "ultramem")
 
 
 def test_a_law_of_repeated_seeds_has_their_interval(tmp_path):
@@ -304,13 +303,13 @@ def test_a_law_of_repeated_seeds_has_their_interval(tmp_path):
                 runs.append(grid_run(arch, seed=seed, run=run, sparse_params=sparse, val_loss=5 - b * i + rng.normal(0, 0.01)))
                 arms.append(row("arms", chain="sparsity", kind="sweep", label=f"{arch}, {sparse}", run=run, set="{}"))
     results = Results(write(tmp_path, runs=runs, arms=arms))
-    slope, r2 = evidence.law_slope(results, "sparsity", "ultramem"), evidence.law_r2(results, "sparsity", "ultramem")
+    slope, r2 = laws.law_slope(results, "sparsity", "ultramem"), laws.law_r2(results, "sparsity", "ultramem")
     assert (slope.n, slope.seeds, slope.note) == (4, 3, "seed noise")
     assert slope.low < 0.1 < slope.high
     assert slope.spread == pytest.approx(math.sqrt(results.noise().paired / 5))  # x is -1.5, -0.5, 0.5 and 1.5 from its mean
     assert 0.9 < r2.low < r2.value <= r2.high < 1
-    assert evidence.law_r2(results, "sparsity", "moe2").low < 0.9
-    gap = evidence.law_slope_gap(results, "sparsity", "ultramem", "moe2")
+    assert laws.law_r2(results, "sparsity", "moe2").low < 0.9
+    gap = laws.law_slope_gap(results, "sparsity", "ultramem", "moe2")
     assert gap.low < 0.08 < gap.high
     assert gap.spread == pytest.approx(math.sqrt(2) * slope.spread)
 
@@ -320,7 +319,7 @@ def test_best_arm_spans_what_is_not_clearly_worse(tmp_path):
     shares = {"c.0": 0.12, "c.1": 0.17, "c.2": 0.23}
     runs = [run | {"compute_share_memory": shares[run["run"][:3]]} for run in runs]
     results = Results(write(tmp_path, runs=runs, arms=arms))
-    found = evidence.best_arm(results, "c", ["a", "b", "d"], "compute_share_memory", 100)
+    found = losses.best_arm(results, "c", ["a", "b", "d"], "compute_share_memory", 100)
     assert (found.low, found.high, found.n, found.seeds) == (pytest.approx(17), pytest.approx(23), 3, 3)
     assert "tried 12, 17, 23" in found.note
 
@@ -332,7 +331,7 @@ def test_scores_take_their_interval_from_items_if_there_is_one_seed(tmp_path):
     rows = [row("evals", run=r, task=t, metric=m, n=400, value=v, stderr=0.025) for r, v in both for t, m in names]
     rows += [row("evals", run=r, task=t, metric="bits_per_byte", n=400, value=9.0) for r, _ in both for t, _ in names]
     rows += [row("evals", run=r, task="t/4", metric="acc", n=9, value=0.0, stderr=0.5) for r, _ in both]
-    found = evidence.score_gap(Results(write(tmp_path, runs=runs, evals=rows)), "a", "b", ["t", "u*"])
+    found = scores.score_gap(Results(write(tmp_path, runs=runs, evals=rows)), "a", "b", ["t", "u*"])
     assert (found.value, found.kind, found.n) == (pytest.approx(10), "items", 800)
     assert found.high - found.value == pytest.approx(1.96 * math.sqrt(2) * 2.5 / math.sqrt(2), rel=1e-6)
 
@@ -352,18 +351,18 @@ def test_latency_is_compared_on_one_device_at_one_batch(tmp_path):
     schema.write(tmp_path / "latency_modelled.csv", "latency", modelled)
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
     assert len(results.table("latency")) == len(rows) + 1
-    found = evidence.latency_ratio(results, "moe2", "ultramem")
+    found = times.latency_ratio(results, "moe2", "ultramem")
     assert (found.value, found.low) == (pytest.approx(5), pytest.approx(5 * 0.9 / 1.1))
     assert "at 16" in found.note
     assert found.scale == "size s, whole model, fp32, 1 thread(s), CPU: made up"
-    assert evidence.latency_ratio(results, "moe2", "ultramem", [1, 1]).value == pytest.approx(1)
+    assert times.latency_ratio(results, "moe2", "ultramem", [1, 1]).value == pytest.approx(1)
     with pytest.raises(NotTested, match="no measured decode step of dense"):
-        evidence.latency_ratio(results, "moe2", "dense")
+        times.latency_ratio(results, "moe2", "dense")
     with pytest.raises(NotTested, match="not measured at a shared batch"):
-        evidence.latency_ratio(results, "moe2", "ultramem", [64, 64])
+        times.latency_ratio(results, "moe2", "ultramem", [64, 64])
     write(tmp_path, latency=[entry | {"bytes_declared": 2e6} for entry in rows])
     with pytest.raises(NotTested, match="read at most 2 MB a step, which a cache holds"):
-        evidence.latency_ratio(Results(tmp_path), "moe2", "ultramem")
+        times.latency_ratio(Results(tmp_path), "moe2", "ultramem")
 
 
 def test_latency_is_that_of_bf16_and_fp32_stands_beside(tmp_path):
@@ -372,12 +371,12 @@ def test_latency_is_that_of_bf16_and_fp32_stands_beside(tmp_path):
     ]
     rows += [timing(a, 16, p, dtype="bf16", predicted_ms=1.5) for a, p in (("moe2", 3.0), ("ultramem", 1.0))]
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
-    found = evidence.latency_ratio(results, "moe2", "ultramem")
+    found = times.latency_ratio(results, "moe2", "ultramem")
     assert (found.value, found.conservative.value) == (pytest.approx(3), pytest.approx(1.5))
     assert "bf16" in found.scale
     assert found.note.endswith("fp32: 8 (conservative 2)")
     with pytest.raises(NotTested, match="no measured decode step of dense"):
-        evidence.latency_ratio(results, "moe2", "dense")
+        times.latency_ratio(results, "moe2", "dense")
 
 
 def test_a_slow_mixture_of_experts_is_never_withheld_and_never_alone(tmp_path):
@@ -386,13 +385,13 @@ def test_a_slow_mixture_of_experts_is_never_withheld_and_never_alone(tmp_path):
     rows += [timing(arch, b, 1.0, predicted_ms=0.1) for arch in ("ultramem", "dense") for b in steps]
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
     for against in ("ultramem", "dense"):
-        found = evidence.latency_ratio(results, "moe2", against)
+        found = times.latency_ratio(results, "moe2", against)
         assert found.value == pytest.approx(50)
         assert "moe2 takes 5.00 times its own roofline" in found.note
         safe = found.conservative
         assert (safe.value, safe.low, safe.high) == (pytest.approx(10), pytest.approx(10 / 1.1), pytest.approx(10 / 0.9))
-    assert evidence.latency_ratio(results, "ultramem", "dense").conservative is None
-    unknown = evidence.latency_ratio(results, "moe2", "ultramem", [64, 64])
+    assert times.latency_ratio(results, "ultramem", "dense").conservative is None
+    unknown = times.latency_ratio(results, "moe2", "ultramem", [64, 64])
     assert math.isnan(unknown.conservative.value)
     assert "the roofline of moe2 is unknown" in unknown.note
 
@@ -403,18 +402,18 @@ def test_latency_growth_with_the_sparse_ratio(tmp_path):
     rows += [timing("ultramem", 256, 1.1, 64)]
     rows = [entry | {"part": "ffn", "kv": "none"} for entry in rows] + [timing("moe2", 256, 3.0)]
     results = Results(write(tmp_path, runs=[grid_run("a")], latency=rows))
-    alone, beside = evidence.latency_growth(results, "moe2"), evidence.latency_growth(results, "moe2", against="ultramem")
+    alone, beside = times.latency_growth(results, "moe2"), times.latency_growth(results, "moe2", against="ultramem")
     assert (alone.value, alone.conservative.value) == (pytest.approx(4), pytest.approx(2))
     assert (beside.value, beside.conservative.value) == (pytest.approx(4 / 1.1), pytest.approx(2 / 1.1))
     assert beside.conservative.low == pytest.approx(2 / 1.1 * 0.9 / 1.1)
-    assert evidence.latency_growth(results, "ultramem").conservative is None
+    assert times.latency_growth(results, "ultramem").conservative is None
 
 
 def test_speedups_hold_both_ratios_of_each_pair(tmp_path):
     rows = [timing("moe2", 16, 8.0, predicted_ms=2.0), timing("moe2", 64, 4.0, predicted_ms=None)]
     rows += [timing("ultramem", b, 1.0, 12.5) for b in (16, 64)] + [timing("ultramem", 16, 1.0, 30.0), timing("dense", 16, 1.0)]
     write(tmp_path, latency=rows)
-    found = evidence.speedups(schema.read(tmp_path / "latency.csv", "latency")).set_index("batch")
+    found = times.speedups(schema.read(tmp_path / "latency.csv", "latency")).set_index("batch")
     assert list(found.index) == [16, 64]
     assert found.loc[16, ["value", "low", "high"]].tolist() == pytest.approx([8, 7.2 / 1.1, 8.8 / 0.9])
     assert found.loc[16, ["conservative", "conservative_low", "conservative_high", "distance"]].tolist() == pytest.approx(
@@ -434,9 +433,9 @@ def test_bytes_prefer_counts_to_declarations(tmp_path):
     ]
     rows += [entry | {"part": "model", "bytes": 5000.0} for entry in rows] + [rows[1] | {"layer": 0, "bytes": 1.0}]
     folder = write(tmp_path, runs=runs, access=rows)
-    assert evidence.bytes_ratio(Results(folder), "moe8", "ultramem_v2").value == 3
+    assert counted.bytes_ratio(Results(folder), "moe8", "ultramem_v2").value == 3
     declared = write(tmp_path, runs=runs, access=[r for r in rows if r["kind"] != "counted"])
-    assert evidence.bytes_ratio(Results(declared), "moe8", "ultramem_v2").value == 9
+    assert counted.bytes_ratio(Results(declared), "moe8", "ultramem_v2").value == 9
 
 
 def test_health_and_its_growth(tmp_path):
@@ -450,11 +449,11 @@ def test_health_and_its_growth(tmp_path):
         for layer, value in enumerate(pair)
     ]
     results = Results(write(tmp_path, runs=runs, arms=arms, health=table))
-    assert evidence.health(results, "u", "output_std", "max").value == 4
-    assert evidence.health(results, "u", "output_std").value == 3.5
-    assert evidence.health_growth(results, "c", "x", "output_std").value == 4
+    assert scores.health(results, "u", "output_std", "max").value == 4
+    assert scores.health(results, "u", "output_std").value == 3.5
+    assert scores.health_growth(results, "c", "x", "output_std").value == 4
     with pytest.raises(NotTested, match="no recall_grid"):
-        evidence.health(results, "u", "recall_grid")
+        scores.health(results, "u", "recall_grid")
 
 
 def test_recall_has_the_interval_of_its_tokens_and_stays_a_share(tmp_path):
@@ -467,7 +466,7 @@ def test_recall_has_the_interval_of_its_tokens_and_stays_a_share(tmp_path):
         ]
         matched = [row("matched_compute", arch="u", size="s", n_keys=199)]
         folder = write(tmp_path, runs=runs, health=rows, matched_compute=matched)
-        return evidence.health(Results(folder), "u", "recall", of_tokens=True)
+        return scores.health(Results(folder), "u", "recall", of_tokens=True)
 
     one = found((0.999, 1.0), 1)
     assert 0.95 < one.low < 0.9995 < one.high <= 1.0
@@ -489,17 +488,17 @@ def test_loss_jump_is_the_largest_rise(tmp_path):
         for i, x in enumerate(curve)
     ]
     results = Results(write(tmp_path, runs=runs, arms=arms, train=rows))
-    assert evidence.loss_jump(results, "c", "norm", "base").value == pytest.approx(-1.5)
+    assert losses.loss_jump(results, "c", "norm", "base").value == pytest.approx(-1.5)
 
 
 def test_the_largest_size_is_one_with_the_most_seeds(tmp_path):
     runs = [grid_run(arch, "s", seed, val_loss=x + 0.01 * seed) for arch, x in (("a", 3.9), ("b", 4.0)) for seed in range(3)]
     runs += [grid_run("a", "m", 0, val_loss=3.0), grid_run("b", "m", 0, val_loss=3.5)]
     results = Results(write(tmp_path, runs=runs))
-    gap = evidence.loss_gap(results, "a", "b")
+    gap = losses.loss_gap(results, "a", "b")
     assert (gap.value, gap.seeds) == (pytest.approx(-0.1), 3)
-    assert evidence.loss_gap(results, "a", "b", size="m").seeds == 1
-    ends = evidence.loss_gap(results, "a", "b", size="smallest", against_size="largest")
+    assert losses.loss_gap(results, "a", "b", size="m").seeds == 1
+    ends = losses.loss_gap(results, "a", "b", size="smallest", against_size="largest")
     assert ends.value == pytest.approx(3.91 - 3.5)
 
 
@@ -633,7 +632,7 @@ def test_every_architecture_and_task_that_a_claim_names_exists():
 
 
 def test_published_changes_of_the_ablation_are_the_reference_table():
-    table = evidence.reference("ultramem_ablation")
+    table = counted.reference("ultramem_ablation")
     losses = table[(table.metric == "val_loss")].set_index("row").value.astype(float)
     checked = 0
     for entry in LEDGER.claims:
@@ -645,7 +644,7 @@ def test_published_changes_of_the_ablation_are_the_reference_table():
 
 
 def test_published_changes_of_the_sweeps_are_the_reference_table():
-    table = evidence.reference("ultramem_sweeps")
+    table = counted.reference("ultramem_sweeps")
     changes = table[table.metric == "val_loss_change"].set_index("row").value.astype(float)
     for entry in LEDGER.claims:
         if entry.metric == "contrast" and entry.args["chain"] == "ultramem_sweeps":
@@ -689,20 +688,20 @@ def test_a_misspelt_field_a_repeated_id_or_a_stray_test_is_refused(tmp_path, old
 NOT_THE_MEAN = {("MoE-151M-2in32", "Avg6"): -0.40, ("Dense-1.6B", "Avg10"): -0.41}
 
 
-def scores(name, index):
-    table = evidence.reference(name)
+def pivoted(name, index):
+    table = counted.reference(name)
     return table.assign(value=table.value.astype(float)).pivot(index=index, columns="metric", values="value")
 
 
 def test_published_averages_are_the_means_of_their_cells():
-    main = scores("ultramem_main", "row").dropna(subset=["Avg10"])
+    main = pivoted("ultramem_main", "row").dropna(subset=["Avg10"])
     six = ["GPQA", "TriviaQA", "BBH-cot", "HellaSwag", "WinoGrande", "DROP"]
     for average, tasks in (("Avg6", six), ("Avg10", [*six, "ARC-C", "MMLU", "BoolQ", "AGIEval"])):
         for model, gap in (main[tasks].mean(axis=1) - main[average]).items():
             assert gap == pytest.approx(NOT_THE_MEAN.get((model, average), 0.0), abs=0.01), (model, average)
     assert len(main) == 10
     for name, tasks in (("ultramem_v2_long_context", 7), ("ultramem_v2_open", 9)):
-        table = scores(name, "row").drop(columns=["train_loss", "eval_loss"], errors="ignore")
+        table = pivoted(name, "row").drop(columns=["train_loss", "eval_loss"], errors="ignore")
         means = table.drop(columns="All")
         assert means.shape[1] == tasks
         assert not means.isna().any(axis=None)
@@ -710,7 +709,7 @@ def test_published_averages_are_the_means_of_their_cells():
 
 
 def test_the_ablation_table_adds_up():
-    table = evidence.reference("ultramem_ablation")
+    table = counted.reference("ultramem_ablation")
     table = table.assign(value=table.value.astype(float))
     rows = [name for name in table.row.unique() if name != "total"]
     wide = table.pivot(index="row", columns="metric", values="value")
@@ -722,13 +721,13 @@ def test_the_ablation_table_adds_up():
 
 
 def test_every_reference_number_names_its_source():
-    names = sorted(path.stem for path in evidence.REFERENCE.glob("*.csv"))
+    names = sorted(path.stem for path in counted.REFERENCE.glob("*.csv"))
     assert len(names) == 9
     for name in names:
-        table = evidence.reference(name)
+        table = counted.reference(name)
         assert list(table.columns) == ["row", "condition", "metric", "value", "unit", "source"]
         assert not (table[["row", "metric", "value", "unit", "source"]] == "").any(axis=None)
         assert not table.duplicated(["row", "condition", "metric"]).any()
         numeric = table[table.unit != "label"].value
         assert pd.to_numeric(numeric).notna().all()
-        assert f"`{name}.csv`" in (evidence.REFERENCE / "README.md").read_text()
+        assert f"`{name}.csv`" in (counted.REFERENCE / "README.md").read_text()

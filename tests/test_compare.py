@@ -11,7 +11,8 @@ import pytest
 from synthetic import chain_runs, grid_run, row, write
 
 from evals import compare
-from evals.claims.evidence import SCORES
+from evals.agreement.told import sentence
+from evals.claims.evidence.scores import SCORES
 from evals.records import schema
 from evals.records.errors import UserError
 
@@ -198,7 +199,7 @@ def test_another_machine_is_compared_over_seeds(tmp_path):
     near = folder(tmp_path / "near", hardware="CUDA: other", shift=0.01)
     findings = compare.compare(here, near)
     assert compare.reproduced(findings)
-    assert compare.sentence(findings).startswith("reproduced: all 4 losses agree (equivalence within 0.05 nats/token")
+    assert sentence(findings).startswith("reproduced: all 4 losses agree (equivalence within 0.05 nats/token")
     far = folder(tmp_path / "far", hardware="CUDA: other", shift=0.2)
     assert differing(here, far) == {("runs", "val_loss"), ("runs", "test_loss")}
     rules = {f.rule for f in compare.compare(here, far) if f.status == "differ"}
@@ -297,7 +298,7 @@ def test_scores_of_another_machine_are_paired_over_runs(tmp_path, metric, here, 
     assert statuses(b, a, "evals") == status
     decided = "differ" not in status.values()
     assert compare.reproduced(compare.compare(a, b)) == decided
-    assert ("scores have too few runs or items to decide" in compare.sentence(compare.compare(a, b))) == (
+    assert ("scores have too few runs or items to decide" in sentence(compare.compare(a, b))) == (
         "undecided" in status.values()
     )
 
@@ -352,7 +353,7 @@ def test_not_reproduced_says_by_how_much(tmp_path):
     a, b = changed(tmp_path, "runs", test_loss=4.5, params=2)
     findings = compare.compare(a, b)
     n = counted(a, b)
-    assert compare.sentence(findings) == (
+    assert sentence(findings) == (
         f"not reproduced: 2 of {n} comparisons differ (runs 2); 5 of 6 losses agree; {n - 2} comparisons agree"
     )
 
@@ -360,7 +361,7 @@ def test_not_reproduced_says_by_how_much(tmp_path):
 def test_folders_that_share_no_run_reproduce_nothing(tmp_path):
     findings = compare.compare(seeds(tmp_path / "a", dense=[4.0]), seeds(tmp_path / "b", moe2=[4.0]))
     assert not compare.reproduced(findings)
-    assert compare.sentence(findings) == (
+    assert sentence(findings) == (
         "not reproduced: the two folders share no run that has a final loss; 0 comparisons agree; "
         "in one folder only: 2 rows of runs"
     )
@@ -380,7 +381,7 @@ def test_columns_and_tables_of_a_later_schema_are_no_obstacle(tmp_path, monkeypa
         ("unheard_of", "no rule: name its key in evals/compare.py")
     ]
     assert differing(a, c) == {("runs", "test_loss")}
-    assert "0 of 1 losses agree" in compare.sentence(compare.compare(a, c))
+    assert "0 of 1 losses agree" in sentence(compare.compare(a, c))
 
 
 # Tables and columns that other branches bring.

@@ -47,14 +47,6 @@ def test_t_interval_covers_as_often_as_it_says():
     assert 0.93 < hits / 1500 < 0.97
 
 
-def test_bootstrap_repeats_and_agrees_with_t_on_many_values():
-    values = np.random.default_rng(2).normal(3, 1, size=200)
-    one, two, t = stats.bootstrap(values), stats.bootstrap(values), stats.mean(values)
-    assert one == two
-    assert one.low == pytest.approx(t.low, abs=0.02)
-    assert one.high == pytest.approx(t.high, abs=0.02)
-
-
 @pytest.mark.parametrize("bad", [{}, {0: float("nan")}])
 def test_empty_or_nan_is_refused(bad):
     with pytest.raises(ValueError, match=r"at least one value|not a finite number"):
@@ -69,9 +61,7 @@ def test_log_linear_recovers_the_line():
     assert fit.params["b"] == pytest.approx(0.2, abs=0.005)
     assert fit.r2 > 0.99
     assert np.abs(fit.residuals).max() < 0.02
-    slope = fit.interval("b")
-    assert slope.low < 0.2 < slope.high
-    assert slope.low > 0.18
+    assert 3 * fit.stderr["b"] < 0.02
     low, high = fit.band([1e8, 1e14])
     assert high[1] - low[1] > 2 * (high[0] - low[0])
 
@@ -101,8 +91,7 @@ def test_power_law_errors_survive_the_change_of_scale():
     for _ in range(40):
         fit = stats.power_law(x, 1.7 + 400 * x**-0.35 + rng.normal(0, 0.01, len(x)))
         for k, value in truth.items():
-            interval = fit.interval(k, level=0.99)
-            inside[k] += interval.low <= value <= interval.high
+            inside[k] += abs(fit.params[k] - value) <= 2.715 * fit.stderr[k]  # 99 % of t with 37 degrees of freedom
     assert all(count >= 35 for count in inside.values()), inside
 
 
@@ -181,15 +170,10 @@ def test_seeds_needed_is_the_textbook_number():
         assert stats.seeds_needed(effect, spread, 3) is None
 
 
-def test_a_floor_at_its_bound_is_no_law_and_the_line_says_so():
+def test_a_floor_at_its_bound_is_no_law():
     x = np.geomspace(1e5, 1e6, 5)
     y = 3 - 0.5 * np.log10(x) - 0.3 * np.log10(x / 3e5) ** 2  # falls faster and faster: no floor
     assert stats.power_law(x, y).statement == "not a law: c is at its bound of 0, so the points show no floor"
-    line = stats.law(x, y)
-    assert line.form == stats.LOG_LINEAR
-    assert line.statement.endswith("no power law: c is at its bound of 0, so the points show no floor")
-    x = np.geomspace(1e6, 1e9, 7)
-    assert stats.law(x, 1.7 + 400 * x**-0.35).form == stats.POWER_LAW
 
 
 def grid(noise, seeds, slope=0.4, bend=(0, 0, 0, 0)):
@@ -213,8 +197,9 @@ def test_the_slope_has_the_interval_of_its_seeds_or_else_of_its_residuals():
     line = grid(0.02, (0,))
     one = stats.slope(line)
     assert one.method == "residuals of the line"
-    known = stats.log_linear(line.active_params, line.test_loss).interval("b")
-    assert (one.value, one.low, one.high) == pytest.approx((known.value, known.low, known.high))
+    known, t = stats.log_linear(line.active_params, line.test_loss), 4.302653  # 97.5 % of t with 2 degrees of freedom
+    b, half = known.params["b"], t * known.stderr["b"]
+    assert (one.value, one.low, one.high) == pytest.approx((b, b - half, b + half))
     borrowed = stats.slope(line, stats.Noise(0.02**2, 8, math.nan, 0, np.zeros(0)))
     assert (borrowed.value, borrowed.method) == (pytest.approx(one.value), "seed noise")
     short = grid(0.02, (0, 1, 2))
