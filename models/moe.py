@@ -47,9 +47,9 @@ class MoEConfig(ArchConfig):
         router_z: weight of the mean squared log-sum-exp of the router's logits (ST-MoE, Zoph et al. 2022).
         router_init: standard deviation of the router in units of the backbone's. 0 starts at uniform probabilities
             and breaks ties by index, so it is refused.
-        routing: "trained", or a control: "frozen" keeps the router as initialised, which still sends like tokens to like
-            experts (as hash layers do, Roller et al. 2021); "blind" lets it see noise in place of the token, the same at
-            every step for a place in the batch, so that no expert can learn a kind of token.
+        router_frozen: "no", or a control: "yes" keeps the router as initialised, which still sends like tokens to like
+            experts (as hash layers do, Roller et al. 2021); "blind" lets it see noise besides, in place of the token, the
+            same at every step for a place in the batch, so that no expert can learn a kind of token.
 
     Raises:
         ValueError: top_k exceeds n_experts, or router_init is not positive.
@@ -68,7 +68,7 @@ class MoEConfig(ArchConfig):
     load_balance: float = 0.01
     router_z: float = 0.001
     router_init: float = 1.0
-    routing: Literal["trained", "frozen", "blind"] = "trained"
+    router_frozen: Literal["no", "yes", "blind"] = "no"
 
     def __post_init__(self):
         if not 0 < self.top_k <= self.n_experts:
@@ -78,7 +78,7 @@ class MoEConfig(ArchConfig):
         for field, allowed in (
             ("weights", ("softmax", "renormalised")),
             ("scale", ("published", "variance")),
-            ("routing", ("trained", "frozen", "blind")),
+            ("router_frozen", ("no", "yes", "blind")),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} {getattr(self, field)!r} is not one of {', '.join(allowed)}")
@@ -148,7 +148,7 @@ class MoE(nn.Module):
         self.cfg, self.n_layers = cfg, n_layers
         self.batch_share = BatchShare()
         self.router = nn.Linear(d_model, cfg.n_experts, bias=False)
-        self.router.weight.requires_grad_(cfg.routing == "trained")
+        self.router.weight.requires_grad_(cfg.router_frozen == "no")
         self.up_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, (2 if cfg.glu else 1) * cfg.d_expert))
         self.down_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.shared = FeedForward(d_model, cfg.d_shared, cfg.glu) if cfg.d_shared else None
@@ -180,7 +180,7 @@ class MoE(nn.Module):
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits (T, E), weights (T, k) and indices (T, k) of the chosen experts; float32."""
-        if self.cfg.routing == "blind":
+        if self.cfg.router_frozen == "blind":
             x_TD = noise(*x_TD.shape).to(x_TD.device)
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = kernels.linear(x_TD.float(), self.router.weight.float())

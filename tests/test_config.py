@@ -363,7 +363,7 @@ def test_controls_are_worse_and_better_by_construction(smoke):
     assert (frozen_model.arch.placebo, frozen_model.arch.name) == ("frozen-layer", "ultramem")
     assert flops(frozen_model) == pytest.approx(group.flops, rel=0.01)
     _, router_model, _ = arm(smoke, chain, 2)
-    assert (router_model.arch.routing, router_model.arch.name) == ("frozen", "moe")
+    assert (router_model.arch.router_frozen, router_model.arch.name) == ("yes", "moe")
     _, dense_model, _ = arm(smoke, chain, 3)
     assert flops(dense_model) == pytest.approx(2 * group.flops, rel=0.01)
 

@@ -200,7 +200,7 @@ def test_a_blind_router_routes_any_tokens_alike():
     torch.manual_seed(0)
     x_TD, other_TD = torch.randn(2, 12, 16)
     fields = {"n_experts": 8, "top_k": 2, "d_expert": 4}
-    blind, frozen = (MoE(16, MoEConfig(**fields, routing=routing)) for routing in ("blind", "frozen"))
+    blind, frozen = (MoE(16, MoEConfig(**fields, router_frozen=how)) for how in ("blind", "yes"))
     for layer in (blind, frozen):
         layer.init_weights(0.5, 0.5)
         assert not layer.router.weight.requires_grad
