@@ -6,13 +6,13 @@ The same CSVs give the same bytes, on any machine: neither torch nor the trainer
 """
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
 
 from evals.records.errors import run
+from evals.records.files import whole
 from reports.page import Results, Text, span
 from reports.placebos import CHAIN as PLACEBOS
 from reports.sections import SECTIONS
@@ -91,9 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     page = render(options.results, options.also, options.reference)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    part = options.out.with_name(f".{options.out.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, options.out)
+    with whole(options.out) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

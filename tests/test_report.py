@@ -445,7 +445,7 @@ def test_the_same_csvs_give_the_same_bytes_without_torch_or_the_trainer(results,
     command = [sys.executable, "-c", code, "--results", str(results), "--out", str(out)]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[0] == "[] ['evals.records.errors']"
+    assert done.stdout.split("\n")[0] == "[] []"
     assert out.read_text(encoding="utf-8") == page
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 

@@ -54,7 +54,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "coordinates": ("coordinates",),
 }
 # They check, write and explain; numbers do not depend on them.
-WRITERS = ("evals.records.schema", "evals.records.errors", "evals.records.strict", "evals.records.provenance")
+WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "strict", "provenance"))
 
 
 @cache

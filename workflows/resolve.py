@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import yaml
 
 from evals.records import errors
 from evals.records.errors import UserError
+from evals.records.files import whole
 from evals.records.provenance import sha, training_source
 from evals.records.recipe import Train
 from evals.records.runs import RunConfig, plain
@@ -144,9 +144,8 @@ def write_if_changed(path: Path, text: str) -> None:
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text)
 
 
 def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "") -> dict:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evals.records.errors import UserError
+from evals.records.files import whole
 
 
 def _digest(tensors: dict[str, torch.Tensor], note: str) -> str:
@@ -26,16 +27,14 @@ def _digest(tensors: dict[str, torch.Tensor], note: str) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], note: dict[str, Any]) -> None:
     """Writes tensors, a JSON note and the sha256 of both as one safetensors file that is either whole or absent."""
-    part = path.with_name(path.name + ".part")
     text = json.dumps(note)
     metadata = {"note": text, "sha256": _digest(tensors, text)}
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=metadata)
-        with open(part, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, path)
+        with whole(path) as part:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=metadata)
+            with open(part, "rb") as handle:
+                os.fsync(handle.fileno())
     except BaseException as error:
-        part.unlink(missing_ok=True)
         if "No space left" in str(error):
             raise UserError(f"{path.parent}: the disk is full; the checkpoint before this one is intact") from error
         raise
