@@ -8,7 +8,8 @@ import torch
 import evals.decode.latency as latency
 from evals.access.counted import recorded
 from evals.access.declared import FEED_FORWARD
-from evals.decode.latency import Machine, Plan, Step, build, roofline, slots_only, step_of, time_batch
+from evals.decode.latency import Machine, Plan, Step, asked, build, slots_only, step_of, time_batch
+from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
 from evals.decode.timers import timer
 from evals.records import schema
@@ -19,7 +20,7 @@ from workflows.resolve import write_grid
 
 CPU = torch.device("cpu")
 SETTINGS = Latency(size="decode", archs=("dense",), context=6, batches=(1, 3), rounds=4, budget_s=60.0, dtypes=("fp32",))
-MACHINE = Machine(read=1e9, gather={64: 1e8, 32: 2e8}, matmul={1: 1e9, 16: 4e9}, launch=0.0)
+MACHINE = Machine(read=1e9, gather={64: 1e8, 32: 2e8}, matmul={1: 1e9, 16: 4e9}, launch_s=0.0)
 
 
 def config(name, **fields):
@@ -43,6 +44,11 @@ def ultramem(**fields):
 def slots_step(model, batch):
     step = step_of(model, batch, SETTINGS.context)
     return replace(step, model=slots_only(model))
+
+
+def roofline(step, part, machine, itemsize):
+    total = estimate(machine, asked(step, part, itemsize))
+    return total.bytes, total.seconds
 
 
 @pytest.fixture

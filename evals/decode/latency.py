@@ -21,6 +21,7 @@ import copy
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from evals.access.counted import DTYPES as DTYPE_NAMES
 from evals.access.counted import kv_name, recorded
 from evals.access.declared import FEED_FORWARD
+from evals.decode.roofline import Operation, estimate
 from evals.decode.settings import Latency
 from evals.decode.timers import Timer, timer
 from evals.records import schema, strict
@@ -140,15 +142,15 @@ class Machine:
     read: float
     gather: dict[int, float]
     matmul: dict[int, float]
-    launch: float
+    launch_s: float
+
+    def gathered(self, record: int) -> float:
+        return self.gather[record]
 
     def rate(self, rows: float) -> float:
         """FLOPs/s of a product with so many rows, between those that were measured."""
         known = sorted(self.matmul)
         return math.exp(np.interp(math.log(max(rows, 1)), np.log(known), np.log([self.matmul[k] for k in known])))
-
-    def seconds(self, moved: float, flops: float, rows: float) -> float:
-        return max(moved / self.read, flops / self.rate(rows))
 
 
 def measure_machine(clock: Timer, dtype: torch.dtype, d_model: int, row_bytes: set[int], most_rows: int) -> Machine:
@@ -157,7 +159,7 @@ def measure_machine(clock: Timer, dtype: torch.dtype, d_model: int, row_bytes: s
         read=clock.read_bandwidth(dtype),
         gather={size: clock.gather_bandwidth(dtype, size) for size in sorted(row_bytes)},
         matmul={n: clock.matmul_rate(dtype, n, d_model, 2 * d_model) for n in rows},
-        launch=clock.overhead(),
+        launch_s=clock.overhead(),
     )
 
 
@@ -168,7 +170,7 @@ def machine_rows(machine: Machine, dtype: str, device: str, threads: int | None)
         yield same | {"quantity": "gather", "rows": size, "value": value, "unit": "bytes/s"}
     for rows, value in machine.matmul.items():
         yield same | {"quantity": "matmul", "rows": rows, "value": value, "unit": "FLOPs/s"}
-    yield same | {"quantity": "launch", "value": machine.launch, "unit": "s"}
+    yield same | {"quantity": "launch", "value": machine.launch_s, "unit": "s"}
 
 
 def table_rows(cfg: ModelConfig, itemsize: int) -> set[int]:
@@ -179,41 +181,32 @@ def table_rows(cfg: ModelConfig, itemsize: int) -> set[int]:
     return {itemsize * width for width in widths}
 
 
-def roofline(step: Step, part: str, machine: Machine, itemsize: int) -> tuple[float, float]:
-    """(bytes that the step asks for, seconds that they and its products take at the machine's speeds).
+def asked(step: Step, part: str, itemsize: int) -> Iterator[Operation]:
+    """What the step really asks for, one operation for each part of the model, each table and the cache.
 
-    Parts add up, and each takes the longer of its bytes and its products; selection of the top values is not in it.
-    Keys of memory layers are kept in float32, whatever the dtype.
+    Selection of the top values is not in it, nor are launches. Keys of memory layers are kept in float32, whatever the dtype.
     """
     cfg, batch = step.model.cfg, len(step.tokens_B1)
     with recorded(step.model) as reads:
         step()
     cost = cfg.cost().without("embedding", "table")
-    moved = seconds = 0.0
     for one in (cost.only(*FEED_FORWARD) if part == "ffn" else cost).parts:
         size = 4 if one.name == "keys" else itemsize
-        moved += size * one.params
-        seconds += machine.seconds(size * one.params, 2 * one.params * batch, batch)
-    asked: dict[tuple, int] = {}
+        yield Operation(size * one.params, 2 * one.params * batch, rows=batch)
+    picks: Counter[tuple] = Counter()
     for read in reads:
-        asked[read.bank] = asked.get(read.bank, 0) + read.index_TM.numel()
+        picks[read.bank] += read.index_TM.numel()
     tables = {read.bank: read.tables for read in reads}
     for bank, unique in reads.unique().items():
         if tables[bank][0].dim() == 3:
-            size, per_expert = itemsize * unique * bank[2], asked[bank] / unique
-            seconds += machine.seconds(size, 2 * bank[2] * asked[bank], per_expert)
-            moved += size
+            yield Operation(itemsize * unique * bank[2], 2 * bank[2] * picks[bank], rows=picks[bank] / unique)
         else:
             for table in tables[bank]:
                 size = itemsize * table.shape[1]
-                seconds += unique * size / machine.gather[size]
-                moved += unique * size
+                yield Operation(unique * size, record=size)
     if part == "model":
-        cache = batch * cfg.kv_bytes(step.context, itemsize)
         flops = 4 * step.context * cfg.n_heads * cfg.d_head * cfg.n_layers * batch
-        moved += cache
-        seconds += machine.seconds(cache, flops, cfg.n_heads / cfg.kv_heads)
-    return moved, seconds
+        yield Operation(batch * cfg.kv_bytes(step.context, itemsize), flops, rows=cfg.n_heads / cfg.kv_heads)
 
 
 @dataclass(frozen=True)
@@ -284,7 +277,7 @@ def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dic
     plan, cfg, batch = cell.plan, cell.step.model.cfg, len(cell.step.tokens_B1)
     cost, whole, itemsize = cfg.cost().without("embedding"), plan.part == "model", DTYPES[dtype].itemsize
     cache = batch * cfg.kv_bytes(cell.step.context, itemsize) if whole else 0
-    counted, predicted = roofline(cell.step, plan.part, machine, itemsize)
+    predicted = estimate(machine, asked(cell.step, plan.part, itemsize))
     milliseconds = 1e3 * np.percentile(cell.seconds, (20, 50, 80))
     return {
         "arch": plan.entry.arch,
@@ -301,8 +294,8 @@ def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dic
         **dict(zip(("p20_ms", "p50_ms", "p80_ms"), map(float, milliseconds), strict=True)),
         "n_iters": len(cell.seconds),
         "bytes_declared": float((cost if whole else cost.only(*FEED_FORWARD)).bytes(batch, itemsize) + cache),
-        "bytes_counted": float(counted),
-        "predicted_ms": 1e3 * predicted,
+        "bytes_counted": float(predicted.bytes),
+        "predicted_ms": 1e3 * predicted.seconds,
         "kind": "measured",
         "device": device,
     }
