@@ -8,9 +8,11 @@ import torch
 import evals.decode.latency as latency
 from evals.access.counted import recorded
 from evals.access.declared import FEED_FORWARD
-from evals.decode.latency import Machine, Plan, Step, asked, build, slots_only, step_of, time_batch
+from evals.decode.latency import Plan, time_batch
+from evals.decode.machine import Machine
 from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
+from evals.decode.steps import Entry, Step, asked, build, foldable, load, slots_only, step_of
 from evals.decode.timers import timer
 from evals.records import schema
 from evals.records.errors import UserError
@@ -130,7 +132,7 @@ def test_rates_lie_between_those_measured():
 
 @torch.no_grad()
 def test_rounds_are_interleaved_and_see_the_same_new_tokens(monkeypatch):
-    entries = [latency.Entry(arch, 4.0, cfg) for arch, cfg in (("dense", dense()), ("moe2", moe()))]
+    entries = [Entry(arch, 4.0, cfg) for arch, cfg in (("dense", dense()), ("moe2", moe()))]
     plans = [Plan(e, build(e.cfg, torch.float32, CPU), "ffn", "plain", 1) for e in entries]
     seen = []
     original = Step.__call__
@@ -152,7 +154,7 @@ def test_rounds_are_interleaved_and_see_the_same_new_tokens(monkeypatch):
 
 @torch.no_grad()
 def test_overlap_has_a_plain_twin_on_as_many_threads():
-    entry = latency.Entry("ultramem", 4.0, ultramem())
+    entry = Entry("ultramem", 4.0, ultramem())
     model = build(entry.cfg, torch.float32, CPU)
     assert [(p.variant, p.threads) for p in latency.overlapping(entry, model, 1)] == [("plain", 2), ("overlap", 2)]
     assert [(p.variant, p.threads) for p in latency.overlapping(entry, model, None)] == [("overlap", None)]
@@ -186,7 +188,7 @@ def test_the_whole_benchmark_writes_its_tables(results, tmp_path, capsys):
 
 def test_users_mistakes_are_one_sentence(results, tmp_path):
     with pytest.raises(UserError, match=r"latency\.yaml does not exist"):
-        latency.load(tmp_path)
+        load(tmp_path)
     for arguments, message in (
         (["gru", "4", "fp32"], "architecture 'gru' is not one of dense"),
         (["dense", "4", "fp8"], "dtype 'fp8' is not one of fp32, bf16"),
@@ -208,6 +210,6 @@ def test_one_step_runs(results):
 
 
 def test_only_projected_and_expanded_layers_are_folded():
-    assert latency.foldable(ultramem())
-    assert not latency.foldable(ultramem(expansion=1))
-    assert not latency.foldable(moe())
+    assert foldable(ultramem())
+    assert not foldable(ultramem(expansion=1))
+    assert not foldable(moe())
