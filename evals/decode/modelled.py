@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from evals.access.declared import CONTEXT, KV_HEADS, P1_SIZES, p1, published, resident, v2
 from evals.decode.roofline import BATCHES, VARIANTS, Device, decode, load
 from evals.decode.settings import GPUS
@@ -92,8 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         schema.write(options.out, "latency", rows(devices, launches))
     if options.statements:
-        options.statements.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(stated).to_csv(options.statements, index=False)
+        schema.write(options.statements, "statements", stated)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Scores trained runs on lm-eval tasks: python -m evals.scores.harness --run results/cpu/runs/*-xs-s0 --limit 500
 
 `questions` makes the requests of the tasks in evals/scores/tasks, which read everything from files that `workflows.prepare`
-fetched, and `scores` asks a model and returns rows of the table `evals` (evals/records/schema.py). Prompts and their tokens are
+fetched, and `scores` asks a model and returns rows of the table `evals` (evals/records/schema). Prompts and their tokens are
 made once for all runs of one corpus. Each run gets its `evals.csv` and `items.parquet` (evals/scores/items.py) as soon as it is
 scored; one that has them, of the same weights, data, code and questions, is passed over. The first metric in a task's file
 is its primary one. `--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the
