@@ -5,7 +5,7 @@ Whole models are timed, and feed-forward and memory alone (attention left out). 
 step really asked for and the roofline of those bytes and products at this machine's measured speeds (`predicted_ms`): what
 an implementation loses against its own roofline is p50_ms / predicted_ms, for a mixture of experts as for a memory layer.
 
-    snakemake latency                                                       the preset's grid, to latency.csv, machine.csv
+    python -m evals.decode.latency --results results/cpu --out latency.csv --machine machine.csv   what `snakemake latency` runs
     python -m evals.decode.latency --results results/cpu --one-step moe2 64 bf16   a single step, for a profiler
 
 Sparsity: `sparse_ratios` repeat the feed-forward part at other table sizes. Variants: `overlap` runs memories beside the
@@ -15,7 +15,6 @@ of memory layers multiplied into their tables, measured at the smallest sparse r
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
@@ -36,7 +35,7 @@ from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
 from evals.decode.steps import DTYPES, Entry, Step, asked, build, foldable, load, ready, slots_only, step_of
 from evals.decode.timers import Timer, timer
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import device_name
 from kernels.allocator import keep_memory
@@ -234,26 +233,26 @@ def one_step(entries: list[Entry], settings: Latency, arch: str, batch: int, dty
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="latency of a decoding step, all architectures in one run")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="results folder of a resolved preset")
     parser.add_argument("--out", type=Path, help="write the rows of the latency table here")
     parser.add_argument("--machine", type=Path, help="write the machine's own speeds here")
     parser.add_argument("--device", help="cpu or cuda; by default CUDA where there is one")
     parser.add_argument("--one-step", nargs=3, metavar=("ARCH", "BATCH", "DTYPE"), help="run one step and nothing else")
-    options = parser.parse_args(arguments)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings, entries = load(options.results)
-    if options.one_step:
-        arch, batch, dtype = options.one_step
+    args = parser.parse_args(arguments)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings, entries = load(args.results)
+    if args.one_step:
+        arch, batch, dtype = args.one_step
         if not batch.isdecimal():
             raise UserError(f"batch {batch!r} is not a whole number")
         return one_step(entries, settings, arch, int(batch), dtype, device)
     with torch.no_grad():
         rows, speeds = measure(settings, entries, device, lambda text: print(text, flush=True))
-    if options.out:
-        schema.write(options.out, "latency", rows)
-    if options.machine:
-        schema.write(options.machine, "machine", speeds)
+    if args.out:
+        schema.write(args.out, "latency", rows)
+    if args.machine:
+        schema.write(args.machine, "machine", speeds)
 
 
 if __name__ == "__main__":

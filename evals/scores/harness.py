@@ -29,7 +29,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import sha
 from evals.scores import items, perplexity
@@ -209,7 +209,7 @@ def score_run(opened: Opened, args: argparse.Namespace, made: dict) -> tuple[lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.parser(__doc__)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folders of finished runs; each gets its evals.csv")
     suites = ["perplexity", *SUITES]
     names = f"task names or suites, NAME:ITEMS for another limit (default: {' '.join(suites)})"
@@ -218,7 +218,11 @@ def main() -> None:
     parser.add_argument("--perplexity-tokens", type=int, default=0, help="of each source and held-out split (default: 0, all)")
     parser.add_argument("--online", nargs="*", default=[], help=f"names of lm-eval's own tasks, or {', '.join(ONLINE)}")
     parser.add_argument("--out", type=Path, help="CSV that joins those of the runs")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda; by default CUDA where there is one",
+    )
     args = parser.parse_args()
     refuse_foreign_kernels()
     # The layers above: only this entry point knows how a run lies on disk.
