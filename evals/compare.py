@@ -74,6 +74,7 @@ KEYS = {
         "kind",
     ],
     "machine": ["device", "dtype", "threads", "quantity", "rows"],
+    "statements": ["device", "id", "statement"],
     "claims": ["id"],
     "diagnosis": ["topic", "arm"],
     "coordinates": ["arch", "width_rule", "d_model", "step", "where"],

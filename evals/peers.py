@@ -7,7 +7,6 @@ a pair have the same table (2^18 cells), heads, picks and widths; where a peer c
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from kernels.allocator import keep_memory
@@ -187,12 +186,12 @@ def measure(d_model: int, calls: tuple[int, ...], rounds: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
+    parser = options.parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table speed")
     parser.add_argument("--peers", type=Path, default=Path(".cache/peers"), help="folder to install the peers into")
-    parser.add_argument("--d-model", type=int, nargs="*", default=(256, 512))
+    parser.add_argument("--d-model", type=int, nargs="*", default=(256, 512), help="widths to time (default: %(default)s)")
     parser.add_argument("--tokens", type=int, nargs="+", default=(1, 64, 2048), help="per forward; the most also backward")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
     args = parser.parse_args()
     install(args.peers)
     torch.set_num_threads(1)

@@ -5,12 +5,12 @@
 The same CSVs give the same bytes, on any machine: neither torch nor the trainer is imported.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
 
+from evals.records import options
 from evals.records.errors import run
 from evals.records.files import whole
 from reports.page import Results, Text, span
@@ -77,7 +77,7 @@ def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = Non
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Render a folder of results as one HTML file.")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of CSVs, such as results/cpu")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write, such as reports/cpu.html")
     parser.add_argument(
@@ -88,10 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="result folders of other machines, whose latency and speed are shown too",
     )
     parser.add_argument("--reference", type=Path, help="folder whose ablations, tuning, … stand in where --results has none")
-    options = parser.parse_args(arguments)
-    page = render(options.results, options.also, options.reference)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(options.out) as part:
+    args = parser.parse_args(arguments)
+    page = render(args.results, args.also, args.reference)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(args.out) as part:
         part.write_text(page, encoding="utf-8")
 
 

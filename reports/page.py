@@ -180,20 +180,6 @@ class Results:
         """Small to large."""
         return list(self.grid.sort_values(["d_model", "n_layers", "active_params"])["size"].drop_duplicates())
 
-    @cached_property
-    def statements(self) -> pd.DataFrame | None:
-        """statements.csv, all of it text; None if it is absent."""
-        path, columns = self.folder / "statements.csv", ["device", "id", "statement", "published", "modelled", "verdict"]
-        if not path.exists():
-            return None
-        try:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a CSV: {error}") from None
-        if missing := [name for name in columns if name not in frame]:
-            raise UserError(f"{path} is not a CSV of latency statements: it lacks {', '.join(missing)}")
-        return frame
-
     def joined(self, table: str) -> pd.DataFrame:
         """The rows of a table that belong to the comparison, with their run's architecture, size and seed."""
         return self[table].merge(self.grid[["run", "arch", "size", "seed"]], on="run")

@@ -243,11 +243,10 @@ def folder(path: Path, seeds: int = 1) -> Path:
         row("cost", target=target, core_seconds=seconds) for target, seconds in (("data", 90.0), ("latency", 240.0))
     ]
     files = {"latency_modelled": "latency", "peers": "speed"}
+    said = {"device": "A100", "id": "B1", "statement": "UltraMem takes 12 ms", "published": "12 ms", "modelled": "3.0 ms"}
+    tables["statements"] = [said | {"verdict": verdict} for verdict in ("holds", "modelled against")]
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", files.get(name, name), rows)
-    words = ("A100", "B1", "UltraMem takes 12 ms", "12 ms", "3.0 ms")
-    lines = ["device,id,statement,published,modelled,verdict", *(",".join([*words, v]) for v in ("holds", "modelled against"))]
-    (path / "statements.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     corpus = {"documents": 1000, "bytes": 10**7, "licence": "CC-BY-SA 4.0", "sha256": "ab" * 32}
     sources = dict.fromkeys(("wiki", "dictionary"), corpus)
     (path / "data.json").write_text(json.dumps({"corpus": "bundled", "tokens": 8_123_456, "sources": sources}))

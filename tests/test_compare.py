@@ -15,6 +15,7 @@ from evals.agreement.told import sentence
 from evals.claims.evidence.scores import SCORES
 from evals.records import schema
 from evals.records.errors import UserError
+from evals.records.schema.column import RUN, number
 
 ROOT = Path(__file__).parents[1]
 
@@ -368,9 +369,9 @@ def test_folders_that_share_no_run_reproduce_nothing(tmp_path):
 
 
 def test_columns_and_tables_of_a_later_schema_are_no_obstacle(tmp_path, monkeypatch):
-    later = (schema.RUN, schema._float("unheard_of", "", "", False))
-    runs = schema.TABLES["runs"] + later[1:]
-    monkeypatch.setattr(schema, "TABLES", schema.TABLES | {"runs": runs, "unheard_of": later})
+    later = (RUN, number("unheard_of", "", "", False))
+    monkeypatch.setitem(schema.TABLES, "runs", schema.TABLES["runs"] + later[1:])
+    monkeypatch.setitem(schema.TABLES, "unheard_of", later)
     a, b, c = (
         write(tmp_path / name, runs=[grid_run("dense", test_loss=loss, unheard_of=x)], unheard_of=[{"run": "a"}])
         for name, loss, x in (("a", 4.0, 1.0), ("b", 4.0, 2.0), ("c", 5.0, 1.0))

@@ -23,8 +23,10 @@ from evals.records.recipe import Train
 from evals.records.runs import RunConfig
 from evals.records.sources import SOURCES, fetch, sha256_file
 from evals.records.tensors import write_tensors
-from evals.scores import facts, harness, items, olmo, perplexity
-from evals.scores.harness import ModelLM, evaluate, stderr
+from evals.scores import facts, harness, items, olmo, online, perplexity, statistics
+from evals.scores.harness import evaluate
+from evals.scores.items import stderr
+from evals.scores.lm import ModelLM
 from evals.scores.memory.bios import BioS
 from evals.scores.memory.episodes import TASKS
 from evals.scores.memory.items import chance
@@ -390,8 +392,8 @@ def test_gold_bits_per_byte_by_hand(lm, wheel, tmp_path):
 def test_items_may_know_their_chance(lm):
     """Those of the memory tasks do, all of them (`evals.scores.memory.items.Item`); others are choices of equal chance."""
     samples = [{"doc": {"chance": chance}, "resps": [[(-1.0, False)]] * 4} for chance in (0.5, 0.4, 0.3)]
-    assert harness._chance(lm, "acc", samples) == pytest.approx(0.4)
-    assert harness._chance(lm, "acc", [{**sample, "doc": {}} for sample in samples]) == 0.25
+    assert statistics.chance(lm, "acc", samples) == pytest.approx(0.4)
+    assert statistics.chance(lm, "acc", [{**sample, "doc": {}} for sample in samples]) == 0.25
 
 
 def test_chance_of_gold_bpb_is_what_a_uniform_model_scores(uniform, wheel, tmp_path):
@@ -448,7 +450,7 @@ def test_bits_per_parameter_adds_what_is_known_of_each_attribute(lm):
         {"task": f"bios/{level}", "metric": "bits_known", "value": bits, "stderr": error, "n": 5}
         for level, bits, error in known
     ]
-    person, per_parameter, per_active = harness._bits_per_parameter(lm, rows, BioS(n_people=1000))
+    person, per_parameter, per_active = statistics.bits_per_parameter(lm, rows, BioS(n_people=1000))
     cost = lm.model.cfg.cost().without("embedding")
     assert (person["value"], person["stderr"]) == (13.0, pytest.approx(0.5))
     assert per_parameter["value"] == pytest.approx(13_000 / cost.params)
@@ -585,12 +587,12 @@ def test_online_rows_agree_with_ours_on_a_task_both_can_run(tokenizer, wheel, tm
     metadata = {"bios": None, "fits": lm.fits, "limit": 30}
     manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(harness.TASKS_DIR), metadata=metadata)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: manager)
-    online = {row["metric"]: row for row in harness.evaluate_online(lm, ["kv_retrieval"])}
+    theirs = {row["metric"]: row for row in online.evaluate_online(lm, ["kv_retrieval"])}
     for key in ("task", "n", "n_shot", "value", "stderr", "chance", "higher_is_better"):
-        assert online["acc"][key] == pytest.approx(ours["acc"][key]), key
-    assert online["gold_bpb"]["value"] == pytest.approx(ours["gold_bpb"]["value"])
+        assert theirs["acc"][key] == pytest.approx(ours["acc"][key]), key
+    assert theirs["gold_bpb"]["value"] == pytest.approx(ours["gold_bpb"]["value"])
     with pytest.raises(UserError, match="--online could not load task 'nonsense'"):
-        harness.evaluate_online(lm, ["nonsense"])
+        online.evaluate_online(lm, ["nonsense"])
 
 
 ASKED = ("perplexity", "arc_easy", "hellaswag", "squad", "corpus_facts:8", "kv_retrieval:6")

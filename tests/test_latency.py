@@ -8,8 +8,11 @@ import torch
 import evals.decode.latency as latency
 from evals.access.counted import recorded
 from evals.access.declared import FEED_FORWARD
-from evals.decode.latency import Machine, Plan, Step, build, roofline, slots_only, step_of, time_batch
+from evals.decode.latency import Plan, time_batch
+from evals.decode.machine import Machine
+from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
+from evals.decode.steps import Entry, Step, asked, build, foldable, load, slots_only, step_of
 from evals.decode.timers import timer
 from evals.records import schema
 from evals.records.errors import UserError
@@ -19,7 +22,7 @@ from workflows.resolve import write_grid
 
 CPU = torch.device("cpu")
 SETTINGS = Latency(size="decode", archs=("dense",), context=6, batches=(1, 3), rounds=4, budget_s=60.0, dtypes=("fp32",))
-MACHINE = Machine(read=1e9, gather={64: 1e8, 32: 2e8}, matmul={1: 1e9, 16: 4e9}, launch=0.0)
+MACHINE = Machine(read=1e9, gather={64: 1e8, 32: 2e8}, matmul={1: 1e9, 16: 4e9}, launch_s=0.0)
 
 
 def config(name, **fields):
@@ -43,6 +46,11 @@ def ultramem(**fields):
 def slots_step(model, batch):
     step = step_of(model, batch, SETTINGS.context)
     return replace(step, model=slots_only(model))
+
+
+def roofline(step, part, machine, itemsize):
+    total = estimate(machine, asked(step, part, itemsize))
+    return total.bytes, total.seconds
 
 
 @pytest.fixture
@@ -124,7 +132,7 @@ def test_rates_lie_between_those_measured():
 
 @torch.no_grad()
 def test_rounds_are_interleaved_and_see_the_same_new_tokens(monkeypatch):
-    entries = [latency.Entry(arch, 4.0, cfg) for arch, cfg in (("dense", dense()), ("moe2", moe()))]
+    entries = [Entry(arch, 4.0, cfg) for arch, cfg in (("dense", dense()), ("moe2", moe()))]
     plans = [Plan(e, build(e.cfg, torch.float32, CPU), "ffn", "plain", 1) for e in entries]
     seen = []
     original = Step.__call__
@@ -146,7 +154,7 @@ def test_rounds_are_interleaved_and_see_the_same_new_tokens(monkeypatch):
 
 @torch.no_grad()
 def test_overlap_has_a_plain_twin_on_as_many_threads():
-    entry = latency.Entry("ultramem", 4.0, ultramem())
+    entry = Entry("ultramem", 4.0, ultramem())
     model = build(entry.cfg, torch.float32, CPU)
     assert [(p.variant, p.threads) for p in latency.overlapping(entry, model, 1)] == [("plain", 2), ("overlap", 2)]
     assert [(p.variant, p.threads) for p in latency.overlapping(entry, model, None)] == [("overlap", None)]
@@ -180,7 +188,7 @@ def test_the_whole_benchmark_writes_its_tables(results, tmp_path, capsys):
 
 def test_users_mistakes_are_one_sentence(results, tmp_path):
     with pytest.raises(UserError, match=r"latency\.yaml does not exist"):
-        latency.load(tmp_path)
+        load(tmp_path)
     for arguments, message in (
         (["gru", "4", "fp32"], "architecture 'gru' is not one of dense"),
         (["dense", "4", "fp8"], "dtype 'fp8' is not one of fp32, bf16"),
@@ -202,6 +210,6 @@ def test_one_step_runs(results):
 
 
 def test_only_projected_and_expanded_layers_are_folded():
-    assert latency.foldable(ultramem())
-    assert not latency.foldable(ultramem(expansion=1))
-    assert not latency.foldable(moe())
+    assert foldable(ultramem())
+    assert not foldable(ultramem(expansion=1))
+    assert not foldable(moe())

@@ -300,7 +300,7 @@ def test_a_claim_leads_to_its_runs(page):
 def test_unusable_statements_are_one_sentence(undrawn, results, tmp_path, text):
     path = copy_of(results, tmp_path)
     (path / "statements.csv").write_text(text)
-    with pytest.raises(UserError, match=r"statements.csv (cannot be read|is not a CSV)"):
+    with pytest.raises(UserError, match=r"statements.csv is (cut short|not a CSV)"):
         build.render(path)
     (path / "statements.csv").unlink()
     assert "statements.csv is absent" in build.render(path)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from evals.access import declared as access
@@ -211,8 +210,7 @@ def test_statements_are_ruled_on_by_cache(tmp_path, capsys):
     changed = {row["id"]: row["verdict"] for row in statements.statements(small, LAUNCHES)}
     assert changed["P1 figure 1b"] == "holds"
     modelled.main(["--statements", str(tmp_path / "deep" / "statements.csv")])
-    written = pd.read_csv(tmp_path / "deep" / "statements.csv")
-    assert list(written) == ["device", "id", "statement", "published", "modelled", "verdict"]
+    written = schema.read(tmp_path / "deep" / "statements.csv", "statements")
     assert len(written) == 3 * len(rows)
     text = capsys.readouterr().out
     for words in ("2.039 TB/s x 0.85", "launch 2.5 us", "moe2 1.6B: 32 x 2048, 21.36 B", "B1: ", "B2, ", "1.09x"):

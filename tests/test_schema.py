@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evals.records import schema
 from evals.records.errors import UserError
+from evals.records.schema.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 VALUES = {
@@ -228,7 +229,7 @@ def test_the_readme_explains_the_columns_as_they_are(tmp_path):
     readme = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     copy = tmp_path / "README.md"
     copy.write_text(readme, encoding="utf-8")
-    schema.main([str(copy)])
+    main([str(copy)])
     assert copy.read_text(encoding="utf-8") == readme, "run `python -m evals.records.schema results/README.md`"
     for table, columns in schema.TABLES.items():
         assert len({column.name for column in columns}) == len(columns)

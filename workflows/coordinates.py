@@ -8,7 +8,6 @@ width. width_rule "scaled" is how the suite trains (`workflows.optim`); "flat" g
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evals.claims.widths import slopes
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.recipe import Train
 from models.match import MatchError, match
@@ -130,10 +129,13 @@ def measure(archs: tuple[str, ...], widths: tuple[int, ...], seeds: tuple[int, .
 def main() -> None:
     preset = load_preset("cpu")
     known = tuple(preset.archs)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--archs", nargs="+", default=[arch for arch in known if arch not in preset.beside], choices=known)
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="d_model, multiples of 8; two or more")
+    usual = [arch for arch in known if arch not in preset.beside]
+    parser = options.parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table coordinates")
+    parser.add_argument("--archs", nargs="+", default=usual, choices=known, help=f"architectures (default: {' '.join(usual)})")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=WIDTHS, help="d_model, multiples of 8; two or more (default: %(default)s)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if len(set(args.widths)) < 2 or any(width < 8 or width % 8 for width in args.widths):

@@ -5,14 +5,13 @@ Only runs whose config and whose source are the grid's are taken; a run trained 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import shutil
 import statistics
 from pathlib import Path
 
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 
 PER_RUN = ("runs", "train", "health")
@@ -191,7 +190,7 @@ def print_matched(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.parser(__doc__)
     parser.add_argument("results", type=Path, help="results/{preset}")
     parser.add_argument("--chain", help="only the runs of this ablation chain, or of `tuning`")
     parser.add_argument("--out", type=Path, help="folder of the joined CSVs (default: the results folder)")

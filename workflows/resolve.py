@@ -1,12 +1,13 @@
 """Presets and chains -> complete, validated, compute-matched run configs, written before anything runs.
 
+    python -m workflows.resolve --preset cpu
+
 `results/{preset}/grid.json` lists runs, ablation arms and the matched-compute table; `runs/{run}/config.yaml` is all that
 the trainer and every later stage read. Runs with equal configs are one run, whatever chain or grid asked for them.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from evals.records import errors
+from evals.records import errors, options
 from evals.records.errors import UserError
 from evals.records.files import whole
 from evals.records.provenance import sha, training_source
@@ -163,10 +164,15 @@ def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", required=True)
+    parser = options.parser(__doc__)
+    parser.add_argument("--preset", required=True, help="name of a preset, such as cpu")
     parser.add_argument("--overrides", default="{}", help="JSON of --config values")
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="folder that gets {preset}/grid.json and configs (default: %(default)s)",
+    )
     parser.add_argument("--key", default="", help="what the caller recognises this grid by")
     args = parser.parse_args()
     plan = write_grid(args.preset, json.loads(args.overrides), args.results, args.key)

@@ -8,7 +8,6 @@ machine does meanwhile hits all of them, and the ratio of each to its yardstick 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.provenance import device_name
 from evals.records.runs import RunConfig
 from kernels.allocator import keep_memory
@@ -167,13 +166,13 @@ def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--d-model", type=int, nargs="*", default=WIDTHS)
-    parser.add_argument("--threads", type=int, nargs="*", default=(1, 2))
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = options.parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table speed")
+    parser.add_argument("--d-model", type=int, nargs="*", default=WIDTHS, help="widths to time (default: %(default)s)")
+    parser.add_argument("--threads", type=int, nargs="*", default=(1, 2), help="threads to time with (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step (default: %(default)s)")
+    parser.add_argument("--seq-len", type=int, default=256, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
     args = parser.parse_args()
     rows = []
     for threads in args.threads:

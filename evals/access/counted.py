@@ -14,7 +14,6 @@ T tokens, M picks per token (experts, or values of all heads), S windows of W to
 
 from __future__ import annotations
 
-import argparse
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 import kernels
 from evals.access.declared import BATCHES, FEED_FORWARD, ITEMSIZE, View, declared, published
 from evals.load import Opened, open_run
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.runs import load_run
 from models.moe import MoE
@@ -254,15 +253,15 @@ def papers(batches: tuple[int, ...] = BATCHES) -> Iterator[dict]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="experts and table rows that decoding steps of trained models read")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="results folder of the preset")
     parser.add_argument("--runs", nargs="*", default=[], help="names of finished runs in it")
     parser.add_argument("--papers", action="store_true", help="add the declared rows of the papers' sizes")
     parser.add_argument("--device", default="cpu", help="runs the models; what they read is counted alike")
     parser.add_argument("--out", type=Path, required=True, help="write the rows of the access table here")
-    options = parser.parse_args(arguments)
-    found = [row for name in options.runs for row in rows(options.results / "runs" / name, device=options.device)]
-    schema.write(options.out, "access", found + (list(papers()) if options.papers else []))
+    args = parser.parse_args(arguments)
+    found = [row for name in args.runs for row in rows(args.results / "runs" / name, device=args.device)]
+    schema.write(args.out, "access", found + (list(papers()) if args.papers else []))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ left out. Models are the `models.cost` of our own configs, or the papers' sizes 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache as remember
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evals.records import options
 from evals.records.errors import UserError, run
 from models.cost import Cost, Part, dense
 
@@ -277,15 +277,15 @@ def _table(size: str, context: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="bytes that one decoding step reads, by formula")
+    parser = options.parser(__doc__)
     parser.add_argument("--figure-1c", action="store_true", help="the four ratios printed in P1 figure 1c")
     parser.add_argument("--size", help=f"a size of P1: {', '.join(P1_SIZES)}")
     parser.add_argument("--context", type=int, default=CONTEXT, help="cached tokens per sequence")
-    options = parser.parse_args(arguments)
-    if options.figure_1c:
+    args = parser.parse_args(arguments)
+    if args.figure_1c:
         print(*(f"{ratio:.1f}" for ratio in figure_1c()))
-    elif options.size in P1_SIZES:
-        _table(options.size, options.context)
+    elif args.size in P1_SIZES:
+        _table(args.size, args.context)
     else:
         raise UserError(f"say --figure-1c, or --size with one of {', '.join(P1_SIZES)}")
 

@@ -11,7 +11,6 @@ Where ncu or the permission to use it is missing, a sentence says so and the tab
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from evals.records import errors, schema
+from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.provenance import device_name
 
@@ -156,11 +155,11 @@ def expected(results: Path, counted: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.access.hardware", description=__doc__.splitlines()[0])
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="results of the preset, with its latency.yaml")
-    parser.add_argument("--arch", nargs="*", default=[], help="default: all of the benchmark")
-    parser.add_argument("--batch", type=int, nargs="*", default=[], help="default: all of the benchmark")
-    parser.add_argument("--dtype", nargs="*", default=[], help="default: all of the benchmark")
+    parser.add_argument("--arch", nargs="*", default=[], help="architectures (default: all of the benchmark)")
+    parser.add_argument("--batch", type=int, nargs="*", default=[], help="batches (default: all of the benchmark)")
+    parser.add_argument("--dtype", nargs="*", default=[], help="dtypes (default: all of the benchmark)")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table access")
     args = parser.parse_args()
     rows: list[dict] = []

@@ -1,12 +1,11 @@
 """How long one decoding step takes: one new token for each sequence of a batch, all architectures interleaved in one run.
 
-Models are untrained, matched as the trained ones are (`results/{preset}/latency.yaml`), and of a size whose tables dwarf
-the last-level cache. Every step sees new random tokens behind a cache full of noise; caches are flushed before it. Whole
-models are timed, and feed-forward and memory alone (attention left out). Beside each time stand the bytes that the step
-really asked for and the roofline of those bytes and products at this machine's measured speeds (`predicted_ms`): what an
-implementation loses against its own roofline is p50_ms / predicted_ms, for a mixture of experts as for a memory layer.
+Models and steps are those of evals/decode/steps.py: every step sees new random tokens, and caches are flushed before it.
+Whole models are timed, and feed-forward and memory alone (attention left out). Beside each time stand the bytes that the
+step really asked for and the roofline of those bytes and products at this machine's measured speeds (`predicted_ms`): what
+an implementation loses against its own roofline is p50_ms / predicted_ms, for a mixture of experts as for a memory layer.
 
-    snakemake latency                                                       the preset's grid, to latency.csv, machine.csv
+    python -m evals.decode.latency --results results/cpu --out latency.csv --machine machine.csv   what `snakemake latency` runs
     python -m evals.decode.latency --results results/cpu --one-step moe2 64 bf16   a single step, for a profiler
 
 Sparsity: `sparse_ratios` repeat the feed-forward part at other table sizes. Variants: `overlap` runs memories beside the
@@ -16,9 +15,7 @@ of memory layers multiplied into their tables, measured at the smallest sparse r
 
 from __future__ import annotations
 
-import argparse
 import copy
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,191 +26,26 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-import yaml
-from torch import Tensor, nn
 
-from evals.access.counted import DTYPES as DTYPE_NAMES
-from evals.access.counted import kv_name, recorded
+from evals.access.counted import kv_name
 from evals.access.declared import FEED_FORWARD
+from evals.decode import machine
+from evals.decode.machine import Machine
+from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
+from evals.decode.steps import DTYPES, Entry, Step, asked, build, foldable, load, ready, slots_only, step_of
 from evals.decode.timers import Timer, timer
-from evals.records import schema, strict
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import device_name
-from evals.records.runs import build_model
 from kernels.allocator import keep_memory
 from kernels.triton.tune import tuning
-from models.decode import DecodeState
 from models.fold import fold
 from models.overlap import Overlap
 from models.transformer import ModelConfig, Transformer
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 FEWEST_ROUNDS = 3
 PARTS = {True: ("model", "ffn"), False: ("ffn",)}  # of the main models, of those of other sparse ratios
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the benchmark before it is built."""
-
-    arch: str
-    sparse_ratio: float
-    cfg: ModelConfig
-
-
-def load(results: Path) -> tuple[Latency, list[Entry]]:
-    """The preset's settings and models.
-
-    Raises:
-        UserError: the preset has no such benchmark, or it was resolved by other code.
-    """
-    path = results / "latency.yaml"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: the preset has no measure.latency, or snakemake has not resolved it yet")
-    data = yaml.safe_load(path.read_text())
-    settings = strict.build(Latency, data["settings"], str(path))
-    models = (
-        Entry(entry["arch"], entry["sparse_ratio"], build_model(entry["model"], f"{path}: {entry['arch']}"))
-        for entry in data["models"]
-    )
-    return settings, list(models)
-
-
-def build(cfg: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A model as it decodes: in eval mode, in the dtype, its weights laid out for decoding."""
-    torch.manual_seed(0)
-    model = cfg.build().eval().requires_grad_(False)
-    model.refresh()
-    return ready(model, dtype, device)
-
-
-def ready(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """The same model in another dtype or place; its old weights go."""
-    model.to(device=device, dtype=dtype)
-    for module in model.modules():
-        if hasattr(module, "lay_out_for_decoding"):
-            module.lay_out_for_decoding()
-    return model
-
-
-class NoAttention(nn.Module):
-    def forward(self, x_BTD: Tensor, *_) -> Tensor:
-        return x_BTD.new_zeros(())
-
-
-def slots_only(model: Transformer) -> Transformer:
-    """The model without its attention; all weights are shared."""
-    bare = copy.copy(model)
-    blocks = [copy.copy(block) for block in model.blocks]
-    for block, whole in zip(blocks, model.blocks, strict=True):
-        block._modules = whole._modules | {"attention": NoAttention()}
-    bare._modules = model._modules | {"blocks": nn.ModuleList(blocks)}
-    return bare
-
-
-@dataclass
-class Step:
-    """A decoding step that can be repeated: `tokens_B1` may be changed in place."""
-
-    model: Transformer
-    state: DecodeState
-    tokens_B1: Tensor
-    context: int
-
-    def __call__(self) -> Tensor:
-        self.state.length = self.context
-        return self.model.hidden(self.tokens_B1, self.state)[0]
-
-
-def step_of(model: Transformer, batch: int, context: int) -> Step:
-    """One step of `batch` sequences, each with `context` tokens of noise behind it."""
-    state = model.decode_state(batch, context + 1)
-    state.pretend(context)
-    return Step(model, state, torch.zeros(batch, 1, dtype=torch.int64, device=model.embedding.weight.device), context)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the machine can do in one dtype: bytes/s read in order and gathered, FLOPs/s by rows of the left side."""
-
-    read: float
-    gather: dict[int, float]
-    matmul: dict[int, float]
-    launch: float
-
-    def rate(self, rows: float) -> float:
-        """FLOPs/s of a product with so many rows, between those that were measured."""
-        known = sorted(self.matmul)
-        return math.exp(np.interp(math.log(max(rows, 1)), np.log(known), np.log([self.matmul[k] for k in known])))
-
-    def seconds(self, moved: float, flops: float, rows: float) -> float:
-        return max(moved / self.read, flops / self.rate(rows))
-
-
-def measure_machine(clock: Timer, dtype: torch.dtype, d_model: int, row_bytes: set[int], most_rows: int) -> Machine:
-    rows = sorted({min(4**i, most_rows) for i in range(math.ceil(math.log(most_rows, 4)) + 1)})
-    return Machine(
-        read=clock.read_bandwidth(dtype),
-        gather={size: clock.gather_bandwidth(dtype, size) for size in sorted(row_bytes)},
-        matmul={n: clock.matmul_rate(dtype, n, d_model, 2 * d_model) for n in rows},
-        launch=clock.overhead(),
-    )
-
-
-def machine_rows(machine: Machine, dtype: str, device: str, threads: int | None) -> Iterator[dict]:
-    same = {"device": device, "dtype": dtype, "threads": threads}
-    yield same | {"quantity": "read", "value": machine.read, "unit": "bytes/s"}
-    for size, value in machine.gather.items():
-        yield same | {"quantity": "gather", "rows": size, "value": value, "unit": "bytes/s"}
-    for rows, value in machine.matmul.items():
-        yield same | {"quantity": "matmul", "rows": rows, "value": value, "unit": "FLOPs/s"}
-    yield same | {"quantity": "launch", "value": machine.launch, "unit": "s"}
-
-
-def table_rows(cfg: ModelConfig, itemsize: int) -> set[int]:
-    """Bytes of one record of each value table, pre-values apart."""
-    arch, tables = cfg.arch, [part for part in cfg.cost().only("table").parts if part.name != "experts"]
-    pre = arch.pre_width(cfg.d_model) if tables and hasattr(arch, "pre_width") else 0
-    widths = {part.width - pre for part in tables} | ({pre} if pre else set())
-    return {itemsize * width for width in widths}
-
-
-def roofline(step: Step, part: str, machine: Machine, itemsize: int) -> tuple[float, float]:
-    """(bytes that the step asks for, seconds that they and its products take at the machine's speeds).
-
-    Parts add up, and each takes the longer of its bytes and its products; selection of the top values is not in it.
-    Keys of memory layers are kept in float32, whatever the dtype.
-    """
-    cfg, batch = step.model.cfg, len(step.tokens_B1)
-    with recorded(step.model) as reads:
-        step()
-    cost = cfg.cost().without("embedding", "table")
-    moved = seconds = 0.0
-    for one in (cost.only(*FEED_FORWARD) if part == "ffn" else cost).parts:
-        size = 4 if one.name == "keys" else itemsize
-        moved += size * one.params
-        seconds += machine.seconds(size * one.params, 2 * one.params * batch, batch)
-    asked: dict[tuple, int] = {}
-    for read in reads:
-        asked[read.bank] = asked.get(read.bank, 0) + read.index_TM.numel()
-    tables = {read.bank: read.tables for read in reads}
-    for bank, unique in reads.unique().items():
-        if tables[bank][0].dim() == 3:
-            size, per_expert = itemsize * unique * bank[2], asked[bank] / unique
-            seconds += machine.seconds(size, 2 * bank[2] * asked[bank], per_expert)
-            moved += size
-        else:
-            for table in tables[bank]:
-                size = itemsize * table.shape[1]
-                seconds += unique * size / machine.gather[size]
-                moved += unique * size
-    if part == "model":
-        cache = batch * cfg.kv_bytes(step.context, itemsize)
-        flops = 4 * step.context * cfg.n_heads * cfg.d_head * cfg.n_layers * batch
-        moved += cache
-        seconds += machine.seconds(cache, flops, cfg.n_heads / cfg.kv_heads)
-    return moved, seconds
 
 
 @dataclass(frozen=True)
@@ -280,11 +112,12 @@ def time_batch(planned: list[Plan], clock: Timer, batch: int, settings: Latency,
     return cells
 
 
-def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dict:
+def row(cell: Cell, size: str, dtype: str, speeds: Machine, device: str) -> dict:
+    """A row of the table `latency`."""
     plan, cfg, batch = cell.plan, cell.step.model.cfg, len(cell.step.tokens_B1)
     cost, whole, itemsize = cfg.cost().without("embedding"), plan.part == "model", DTYPES[dtype].itemsize
     cache = batch * cfg.kv_bytes(cell.step.context, itemsize) if whole else 0
-    counted, predicted = roofline(cell.step, plan.part, machine, itemsize)
+    predicted = estimate(speeds, asked(cell.step, plan.part, itemsize))
     milliseconds = 1e3 * np.percentile(cell.seconds, (20, 50, 80))
     return {
         "arch": plan.entry.arch,
@@ -301,8 +134,8 @@ def row(cell: Cell, size: str, dtype: str, machine: Machine, device: str) -> dic
         **dict(zip(("p20_ms", "p50_ms", "p80_ms"), map(float, milliseconds), strict=True)),
         "n_iters": len(cell.seconds),
         "bytes_declared": float((cost if whole else cost.only(*FEED_FORWARD)).bytes(batch, itemsize) + cache),
-        "bytes_counted": float(counted),
-        "predicted_ms": 1e3 * predicted,
+        "bytes_counted": float(predicted.bytes),
+        "predicted_ms": 1e3 * predicted.seconds,
         "kind": "measured",
         "device": device,
     }
@@ -344,11 +177,11 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
             models = {arch: ready(model, DTYPES[dtype], where) for arch, model in built.items()}
             if dtype not in machines:
                 itemsize = DTYPES[dtype].itemsize
-                records = set().union(*(table_rows(entry.cfg, itemsize) for entry in entries))
+                records = set().union(*(machine.records(entry.cfg, itemsize) for entry in entries))
                 records |= {itemsize * entries[0].cfg.d_model}
                 most = max(settings.batches)
-                machines[dtype] = measure_machine(clock, DTYPES[dtype], entries[0].cfg.d_model, records, most)
-                speeds += machine_rows(machines[dtype], dtype, label, threads)
+                machines[dtype] = machine.measure(clock, DTYPES[dtype], entries[0].cfg.d_model, records, most)
+                speeds += machine.rows(machines[dtype], dtype, label, threads)
             planned = [Plan(e, models[e.arch], part, "plain", threads) for part in PARTS[main] for e in group]
             if main:
                 planned += [plan for e in group for plan in overlapping(e, models[e.arch], threads)]
@@ -361,10 +194,6 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
                 del cells
         del built, models, planned
     return rows, speeds
-
-
-def foldable(cfg: ModelConfig) -> bool:
-    return getattr(cfg.arch, "projects", False) and getattr(cfg.arch, "expansion", 1) > 1
 
 
 def summary(cells: list[Cell], dtype: str, batch: int, ratio: float) -> str:
@@ -404,26 +233,26 @@ def one_step(entries: list[Entry], settings: Latency, arch: str, batch: int, dty
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="latency of a decoding step, all architectures in one run")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="results folder of a resolved preset")
     parser.add_argument("--out", type=Path, help="write the rows of the latency table here")
     parser.add_argument("--machine", type=Path, help="write the machine's own speeds here")
     parser.add_argument("--device", help="cpu or cuda; by default CUDA where there is one")
     parser.add_argument("--one-step", nargs=3, metavar=("ARCH", "BATCH", "DTYPE"), help="run one step and nothing else")
-    options = parser.parse_args(arguments)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings, entries = load(options.results)
-    if options.one_step:
-        arch, batch, dtype = options.one_step
+    args = parser.parse_args(arguments)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings, entries = load(args.results)
+    if args.one_step:
+        arch, batch, dtype = args.one_step
         if not batch.isdecimal():
             raise UserError(f"batch {batch!r} is not a whole number")
         return one_step(entries, settings, arch, int(batch), dtype, device)
     with torch.no_grad():
         rows, speeds = measure(settings, entries, device, lambda text: print(text, flush=True))
-    if options.out:
-        schema.write(options.out, "latency", rows)
-    if options.machine:
-        schema.write(options.machine, "machine", speeds)
+    if args.out:
+        schema.write(args.out, "latency", rows)
+    if args.machine:
+        schema.write(args.machine, "machine", speeds)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """Modelled latency of a decoding step at the papers' sizes, and what the papers state of it. Nothing here is measured.
 
-python -m evals.decode.modelled [--gpus FILE] [--out FILE.csv] [--statements FILE.csv]
+python -m evals.decode.modelled --out latency_modelled.csv --statements statements.csv
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-
-import pandas as pd
 
 from evals.access.declared import CONTEXT, KV_HEADS, P1_SIZES, p1, published, resident, v2
 from evals.decode.roofline import BATCHES, VARIANTS, Device, decode, load
 from evals.decode.settings import GPUS
 from evals.decode.statements import statements
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import run
 
 
@@ -81,19 +78,18 @@ def report(devices: dict[str, Device], launches: dict[str, int], stated: Iterabl
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="modelled latency of a decoding step at the papers' sizes")
+    parser = options.parser(__doc__)
     parser.add_argument("--gpus", type=Path, default=GPUS, help="devices and their parameters")
     parser.add_argument("--out", type=Path, help="write the rows of the latency table here")
     parser.add_argument("--statements", type=Path, help="write the papers' statements and what the model says of them here")
-    options = parser.parse_args(arguments)
-    devices, launches = load(options.gpus)
+    args = parser.parse_args(arguments)
+    devices, launches = load(args.gpus)
     stated = [row for device in devices.values() for row in statements(device, launches)]
     print(report(devices, launches, stated))
-    if options.out:
-        schema.write(options.out, "latency", rows(devices, launches))
-    if options.statements:
-        options.statements.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(stated).to_csv(options.statements, index=False)
+    if args.out:
+        schema.write(args.out, "latency", rows(devices, launches))
+    if args.statements:
+        schema.write(args.statements, "statements", stated)
 
 
 if __name__ == "__main__":

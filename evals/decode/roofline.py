@@ -1,20 +1,24 @@
 """How long a decoding step should take: the slower of bytes and FLOPs for every part of every layer, plus launches.
 
-    t = sum over parts of max(bytes / (bandwidth * eff_b), flops / (peak * eff_f)) + launches * launch_s
+    t = sum over parts of max(bytes / bandwidth, flops / rate) + launches * launch_s
 
-Bytes are the distinct records of `evals.access.declared` under one routing, FLOPs 2 x activated parameters x batch, the cache
-its own part. The model knows nothing of the last-level cache, of overlap between parts or of more than one device, so
-it is a statement about what bytes and FLOPs allow, not a measurement: every row it writes says `modelled`. The same
-function predicts our own models on a machine whose bandwidth, FLOPs and launch time were measured.
+`estimate` is that sum over `Operation`s, on anything that has `Speeds`: a GPU of the table (`Device`), or the machine at
+hand as it was measured (evals/decode/machine.py), on which it predicts the steps that the decode benchmark times from the
+records that they asked for (evals/decode/steps.py).
 
-The two tricks of inference are modelled for P1's UltraMem: `folded` (evals/access/declared.py) and `overlapped`.
+`step` models a step that nobody ran: bytes are the distinct records of `evals.access.declared` under one routing, FLOPs
+2 x activated parameters x batch, the cache its own part. The model knows nothing of the last-level cache, of overlap
+between parts or of more than one device, so it is a statement about what bytes and FLOPs allow, not a measurement: every
+row it writes says `modelled`. The two tricks of inference are modelled for P1's UltraMem: `folded`
+(evals/access/declared.py) and `overlapped`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
@@ -27,10 +31,28 @@ EXPERTS = ("grouped", "loop", "all")
 BATCHES = tuple(4**i for i in range(9))
 
 
+class Speeds(Protocol):
+    """What a device can do: `read` in order, `gathered` in records of so many bytes, `rate` of products with so many rows.
+
+    Bytes/s, bytes/s, FLOPs/s; `launch_s` are the seconds of one kernel launch.
+    """
+
+    @property
+    def read(self) -> float: ...
+
+    @property
+    def launch_s(self) -> float: ...
+
+    def gathered(self, record: int) -> float: ...
+
+    def rate(self, rows: float) -> float: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Peaks in bytes/s and FLOPs/s, the shares of them that are reached, and the seconds of one kernel launch.
+    """A GPU of the table, as fast for every record and number of rows.
 
+    Peaks in bytes/s and FLOPs/s, the shares of them that are reached, and the seconds of one kernel launch.
     `training_utilisation` is the share of `flops` that training reaches, by `training_source`.
     """
 
@@ -45,9 +67,36 @@ class Device:
     training_utilisation: float = 0.0
     training_source: str = ""
 
+    @property
+    def read(self) -> float:
+        return self.bandwidth * self.bandwidth_efficiency
+
+    def gathered(self, record: int) -> float:
+        return self.read
+
+    def rate(self, rows: float) -> float:
+        return self.flops * self.flops_efficiency
+
 
 @dataclass(frozen=True)
-class Step:
+class Operation:
+    """What one part of one layer does in a step, `times` over.
+
+    Args:
+        rows: of the left side of its product.
+        record: bytes of each record where they are gathered; None where they are read in order.
+    """
+
+    bytes: float
+    flops: float = 0.0
+    launches: float = 0.0
+    rows: float = 1.0
+    record: int | None = None
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
     """Seconds and what they are made of; `bytes_bound_s` is the time of the parts that bytes, not FLOPs, decide."""
 
     seconds: float = 0.0
@@ -56,15 +105,27 @@ class Step:
     launches: float = 0.0
     bytes_bound_s: float = 0.0
 
-    def __add__(self, other: Step) -> Step:
-        return Step(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __mul__(self, n: int) -> Step:
-        return Step(*(getattr(self, f.name) * n for f in fields(self)))
+    def __mul__(self, n: int) -> Estimate:
+        return Estimate(*(getattr(self, f.name) * n for f in fields(self)))
 
     @property
     def bytes_bound_share(self) -> float:
         return self.bytes_bound_s / self.seconds
+
+
+def estimate(speeds: Speeds, operations: Iterable[Operation]) -> Estimate:
+    """Operations one after the other, each the slower of its bytes and its FLOPs, plus its launches."""
+    total = Estimate()
+    for one in operations:
+        by_bytes = one.bytes / (speeds.gathered(one.record) if one.record else speeds.read)
+        by_flops = one.flops / speeds.rate(one.rows)
+        seconds = max(by_bytes, by_flops) + one.launches * speeds.launch_s
+        bound = by_bytes if by_bytes >= by_flops else 0.0
+        total += Estimate(seconds, one.bytes, one.flops, one.launches, bound) * one.times
+    return total
 
 
 @dataclass(frozen=True)
@@ -89,14 +150,14 @@ def load(path: Path = GPUS) -> tuple[dict[str, Device], dict[str, int]]:
 
 def step(
     parts: Iterable[Part],
-    device: Device,
+    speeds: Speeds,
     launches: dict[str, int],
     batch: int,
     itemsize: int = 2,
     cache: Cache | None = None,
     routing: str = "uniform",
     experts: str = "grouped",
-) -> Step:
+) -> Estimate:
     """One decoding step, one new token for each of `batch` sequences.
 
     Args:
@@ -109,29 +170,31 @@ def step(
     """
     if experts not in EXPERTS:
         raise ValueError(f"experts {experts!r} is not one of {', '.join(EXPERTS)}")
-    parts = list(parts)
-    total = Step()
+    return estimate(speeds, _operations(list(parts), launches, batch, itemsize, cache, routing, experts))
+
+
+def _operations(
+    parts: list[Part], launches: dict[str, int], batch: int, itemsize: int, cache: Cache | None, routing: str, experts: str
+) -> Iterator[Operation]:
     for part in dict.fromkeys(parts):
-        rows, kernels = rows_read(part, batch, routing), _launches(part, launches)
+        read, kernels = rows_read(part, batch, routing), _launches(part, launches)
         if part.name == "experts" and experts == "loop":
-            kernels = 2 * 3 * rows
+            kernels = 2 * 3 * read
         elif part.name == "experts" and experts == "all":
-            rows = part.rows
-        one = _operation(device, itemsize * rows * part.width, 2 * part.active_params * batch, kernels)
-        total += one * parts.count(part)
+            read = part.rows
+        gathered = part.role == "table" and part.name != "experts"
+        yield Operation(
+            itemsize * read * part.width,
+            2 * part.active_params * batch,
+            kernels,
+            rows=part.reads * batch / read,
+            record=itemsize * part.width if gathered else None,
+            times=parts.count(part),
+        )
     if cache:
-        share = KV_HEADS[cache.kv]
         moved = kv_bytes(cache.d_model, 1, batch, cache.context, cache.kv, itemsize)
-        flops = 4 * cache.context * cache.d_model * batch if share else 0
-        total += _operation(device, moved, flops, launches["kv"]) * cache.n_layers
-    return total
-
-
-def _operation(device: Device, moved: float, flops: float, kernels: float) -> Step:
-    by_bytes = moved / (device.bandwidth * device.bandwidth_efficiency)
-    by_flops = flops / (device.flops * device.flops_efficiency)
-    seconds = max(by_bytes, by_flops) + kernels * device.launch_s
-    return Step(seconds, moved, flops, kernels, by_bytes if by_bytes >= by_flops else 0.0)
+        flops = 4 * cache.context * cache.d_model * batch if KV_HEADS[cache.kv] else 0
+        yield Operation(moved, flops, launches["kv"], times=cache.n_layers)
 
 
 def _launches(part: Part, launches: dict[str, int]) -> int:
@@ -142,8 +205,8 @@ def _launches(part: Part, launches: dict[str, int]) -> int:
 
 
 def decode(
-    model: Model, device: Device, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model", **how
-) -> Step:
+    model: Model, device: Speeds, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model", **how
+) -> Estimate:
     """A decoding step of a published model in bf16 with `CONTEXT` cached tokens; part "ffn" leaves attention out."""
     if part == "ffn":
         return step(model.slots.parts, device, launches, batch, **how)
@@ -151,8 +214,8 @@ def decode(
 
 
 def overlapped(
-    model: Model, device: Device, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model"
-) -> Step:
+    model: Model, device: Speeds, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model"
+) -> Estimate:
     """The step of a memory model whose lookups run beside other work: the least time that two streams could take.
 
     A memory layer placed i:j runs beside the feed-forward of block i and `model.shadow` = j - i whole blocks, but both
@@ -169,14 +232,13 @@ def overlapped(
     lookup = step(memory[: len(memory) // layers], device, launches, batch)
     blocks = step(beside, device, launches, batch, cache=cache)
     both = lookup + blocks
-    by_bytes = both.bytes / (device.bandwidth * device.bandwidth_efficiency)
-    by_flops = both.flops / (device.flops * device.flops_efficiency)
-    hidden = both.seconds - max(lookup.seconds, blocks.seconds, by_bytes, by_flops)
+    at_peak = estimate(device, [Operation(both.bytes, both.flops)])
+    hidden = both.seconds - max(lookup.seconds, blocks.seconds, at_peak.seconds)
     return replace(plain, seconds=plain.seconds - layers * hidden)
 
 
-def _folded(model: Model, *how, **named) -> Step:
+def _folded(model: Model, *how, **named) -> Estimate:
     return decode(folded(model), *how, **named)
 
 
-VARIANTS: dict[str, Callable[..., Step]] = {"plain": decode, "overlap": overlapped, "folded": _folded}
+VARIANTS: dict[str, Callable[..., Estimate]] = {"plain": decode, "overlap": overlapped, "folded": _folded}

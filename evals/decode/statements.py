@@ -3,7 +3,7 @@
 A statement holds if the model bears it out with the full key-value cache, "only with small KV traffic" if it does with
 1/8 of the key-value heads or without a cache, else it is "modelled against": a model of bytes, products and launches
 refutes no measurement. The criterion stands in code beside each. Nothing here was measured.
-`python -m evals.decode.roofline --statements FILE.csv` writes them.
+`python -m evals.decode.modelled --statements FILE.csv` writes them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from evals.access.declared import EXPANSION, P1_SIZES, Model, folded, p1, resident, v2
 from evals.decode.roofline import EXPERTS, VARIANTS, Device, decode, step
+from evals.records import schema
 from models.cost import Part
 
-VERDICTS = ("holds", "holds only with small KV traffic", "modelled against")
-COLUMNS = ("device", "id", "statement", "published", "modelled", "verdict")
+COLUMNS = tuple(column.name for column in schema.columns("statements"))
+VERDICTS = schema.columns("statements")[COLUMNS.index("verdict")].choices
 CACHES = {"mha": "full cache", "gqa": "1/8 of the key-value heads", "none": "no cache"}
 BATCHES = tuple(2**i for i in range(11))
 SIZE = "1.6B"
@@ -49,7 +50,7 @@ class Timed:
 
 
 def statements(device: Device, launches: dict[str, int]) -> list[dict[str, str]]:
-    """Rows of `COLUMNS`, one of `VERDICTS` in each."""
+    """Rows of the table `statements`."""
     rows = []
     for make in STATEMENTS:
         *texts, holds = make(Timed(device, launches))

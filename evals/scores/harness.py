@@ -1,7 +1,7 @@
 """Scores trained runs on lm-eval tasks: python -m evals.scores.harness --run results/cpu/runs/*-xs-s0 --limit 500
 
 `questions` makes the requests of the tasks in evals/scores/tasks, which read everything from files that `workflows.prepare`
-fetched, and `scores` asks a model and returns rows of the table `evals` (evals/records/schema.py). Prompts and their tokens are
+fetched, and `scores` asks a model and returns rows of the table `evals` (evals/records/schema). Prompts and their tokens are
 made once for all runs of one corpus. Each run gets its `evals.csv` and `items.parquet` (evals/scores/items.py) as soon as it is
 scored; one that has them, of the same weights, data, code and questions, is passed over. The first metric in a task's file
 is its primary one. `--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the
@@ -13,33 +13,36 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
-import math
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-import numpy as np
+import lm_eval.utils
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import sha
 from evals.scores import items, perplexity
-from evals.scores.items import stderr
 from evals.scores.lm import ModelLM
 from evals.scores.memory.bios import BioS
 from evals.scores.memory.episodes import TASKS as MEMORY_TASKS
+from evals.scores.online import ONLINE, evaluate_online
+from evals.scores.statistics import ACCURACIES, bits_per_parameter, by_level, loss_per_token, statistics
 
 if TYPE_CHECKING:
     from evals.load import Opened
+
+lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # else it compiles templates again for each item
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 MMLU_VAR = ("mmlu_var_stem", "mmlu_var_humanities", "mmlu_var_social_sciences", "mmlu_var_other")
@@ -52,14 +55,6 @@ SUITES = {
     "memory": (*MEMORY_TASKS, "bios"),
     "facts": ("corpus_facts",),
 }
-ONLINE = {
-    "papers": (
-        *("arc_challenge", "arc_easy", "commonsense_qa", "hellaswag", "mmlu_continuation", "openbookqa", "piqa", "sciq"),
-        *("winogrande", "social_iqa", "boolq", "lambada_openai", "triviaqa", "nq_open", "drop", "agieval_en"),
-        *("bbh_cot_fewshot", "gpqa_main_zeroshot"),
-    )
-}
-ACCURACIES = ("acc", "len_norm", "acc_norm")
 
 
 class Asked(NamedTuple):
@@ -126,20 +121,20 @@ def scores(lm: ModelLM, asked: list[Asked], bios: BioS | None, kept: list[dict] 
     for name, task, requests in asked:
         found = [_sample(task, item, [next(answers) for _ in item]) for item in requests]
         metrics, better = Asked(name, task, requests).metrics, task.higher_is_better()
-        for level, samples in _by_level(found).items():
+        for level, samples in by_level(found).items():
             shots = int(level) if name in MEMORY_TASKS and MEMORY_TASKS[name].is_shots and level else 0
             rows += [
                 {"task": f"{name}/{level}" if level else name, "n_shot": shots, "higher_is_better": better[metric]}
-                | _statistics(lm, metric, samples)
+                | statistics(lm, metric, samples)
                 | {"primary": metric == metrics[0]}
                 for metric in metrics
-                if level or metric != "bits_known"  # attributes differ in size: they add up, in _bits_per_parameter
+                if level or metric != "bits_known"  # attributes differ in size: they add up, in bits_per_parameter
             ]
         if "answer" in found[0]["doc"]:
-            rows.append(_loss_per_token(lm, name, found))
+            rows.append(loss_per_token(lm, name, found))
         if kept is not None:
             kept += _items(name, metrics, found)
-    return rows + (_bits_per_parameter(lm, rows, bios) if bios else [])
+    return rows + (bits_per_parameter(lm, rows, bios) if bios else [])
 
 
 def evaluate(
@@ -166,135 +161,6 @@ def _items(name: str, metrics: list[str], samples: list[dict]) -> Iterator[dict]
         right = None if correct is None else bool(sample[correct])
         values = {"value": float(sample[metrics[0]]), "correct": right}
         yield {"task": name + level, "item": item, "cluster": str(doc.get("item") or item)} | values
-
-
-def _by_level(samples: list[dict]) -> dict[str, list[dict]]:
-    """All samples under "", and those of each difficulty under its name."""
-    groups = defaultdict(list, {"": samples})
-    for sample in samples:
-        if level := sample["doc"].get("level"):
-            groups[level].append(sample)
-    return groups
-
-
-def _statistics(lm: ModelLM, metric: str, samples: list[dict]) -> dict:
-    values = np.array([sample[metric] for sample in samples], dtype=float)
-    clusters = [sample["doc"].get("item", number) for number, sample in enumerate(samples)]
-    return {
-        "metric": metric,
-        "n": len(values),
-        "value": float(values.mean()),
-        "stderr": stderr(values, clusters),
-        "chance": _chance(lm, metric, samples),
-    }
-
-
-def _chance(lm: ModelLM, metric: str, samples: list[dict]) -> float | None:
-    """What a model that is uniform over choices or over tokens, or a memory task's best rule without memory, would score."""
-    if metric == "bits_known":
-        return 0.0
-    if metric == "gold_bpb":
-        bits = math.log2(lm.tokenizer.get_vocab_size())
-        return float(np.mean([bits * len(lm.encode_pair(*pair)[1]) / _n_bytes(pair) for pair in map(_gold, samples)]))
-    if metric in ACCURACIES and "chance" in samples[0]["doc"]:
-        return float(np.mean([sample["doc"]["chance"] for sample in samples]))
-    if metric in ACCURACIES and len(samples[0]["resps"]) > 1:
-        return float(np.mean([1 / len(sample["resps"]) for sample in samples]))
-    return 0.0 if metric == "acc" else None
-
-
-def _gold(sample: dict) -> tuple[str, str]:
-    """The context and the continuation whose loss is `gold_bpb`."""
-    return sample["arguments"][sample["doc"].get("gold", 0)]
-
-
-def _n_bytes(pair: tuple[str, str]) -> int:
-    return len(pair[1].encode())
-
-
-def _loss_per_token(lm: ModelLM, name: str, samples: list[dict]) -> dict:
-    """Mean over items of the right answer's loss per token, in nats; a uniform model scores ln V."""
-    values = np.array([-s["resps"][0][0][0] / len(lm.encode_pair(*_gold(s))[1]) for s in samples])
-    return {
-        "task": name,
-        "metric": "loss_per_token",
-        "n_shot": 0,
-        "n": len(values),
-        "value": float(values.mean()),
-        "stderr": stderr(values, list(range(len(values)))),
-        "chance": math.log(lm.tokenizer.get_vocab_size()),
-        "higher_is_better": False,
-        "primary": False,
-    }
-
-
-def _bits_per_parameter(lm: ModelLM, rows: list[dict], bios: BioS) -> list[dict]:
-    """Knowledge of the trained people over the parameters that hold it (Allen-Zhu & Li 2024, without the names' bits).
-
-    An attribute of which less than nothing is known counts as nothing; the standard errors of the attributes, which are
-    asked of different samples of people, add in squares.
-    """
-    known = [row for row in rows if row["task"].startswith("bios/") and row["metric"] == "bits_known"]
-    if not known:
-        return []
-    counted = [row for row in known if row["value"] > 0]
-    bits = sum(row["value"] for row in counted)
-    spread = math.hypot(*(row["stderr"] or 0.0 for row in counted))
-    cost = lm.model.cfg.cost().without("embedding")
-    made = [("bits_per_person", 1.0)]
-    made += [("bits_per_parameter", bios.n_people / cost.params)]
-    made += [("bits_per_active_parameter", bios.n_people / cost.active_params)]
-    shared = {"task": "bios", "n_shot": 0, "n": sum(row["n"] for row in known), "chance": 0.0, "higher_is_better": True}
-    shared["primary"] = False
-    return [{"metric": name, "value": bits * scale, "stderr": spread * scale} | shared for name, scale in made]
-
-
-def evaluate_online(lm: ModelLM, tasks: Iterable[str], limit: int | None = None) -> list[dict]:
-    """Rows of lm-eval's own tasks, by its names and with its metrics. `tasks` are such names, or keys of `ONLINE`.
-
-    Raises:
-        UserError: a task is unknown or its data cannot be fetched.
-    """
-    from lm_eval.evaluator import evaluate as run_tasks
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager, loaded = TaskManager(), {"tasks": {}, "groups": {}, "group_map": {}}
-    for name in [name for task in tasks for name in ONLINE.get(task, (task,))]:
-        try:
-            for kind, found in manager.load([name]).items():
-                loaded[kind].update(found)
-        except Exception as error:  # the hub's clients and the file formats each have their own tree of errors
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"--online could not load task {name!r} ({reason}): it needs the internet and lm-eval's name of a task; "
-                "without --online the tasks in evals/scores/tasks run from local files"
-            ) from error
-    results = run_tasks(lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=True)
-    rows = []
-    for name, scores in results["results"].items():
-        samples = results["samples"].get(name, [])
-        for key, value in scores.items():
-            metric, _, which = key.partition(",")
-            if not which or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            error = scores.get(f"{metric}_stderr,{which}")
-            better = results["higher_is_better"].get(name, {}).get(metric)
-            n = results["n-samples"].get(name, {}).get("effective") or scores.get("sample_count", {}).get(metric, 0)
-            rows.append(
-                {
-                    "task": name,
-                    "metric": metric if which == "none" else f"{metric} ({which})",
-                    "n_shot": results["n-shot"].get(name, 0),
-                    "n": int(n),
-                    "value": float(value),
-                    "stderr": error if isinstance(error, float) else None,  # lm-eval writes 'N/A'
-                    "chance": _chance(lm, metric, samples) if metric in ACCURACIES and samples else None,
-                    "higher_is_better": True if better is None else better,
-                    "primary": False,
-                }
-            )
-    return rows
 
 
 def refuse_foreign_kernels() -> None:
@@ -343,7 +209,7 @@ def score_run(opened: Opened, args: argparse.Namespace, made: dict) -> tuple[lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.parser(__doc__)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folders of finished runs; each gets its evals.csv")
     suites = ["perplexity", *SUITES]
     names = f"task names or suites, NAME:ITEMS for another limit (default: {' '.join(suites)})"
@@ -352,7 +218,11 @@ def main() -> None:
     parser.add_argument("--perplexity-tokens", type=int, default=0, help="of each source and held-out split (default: 0, all)")
     parser.add_argument("--online", nargs="*", default=[], help=f"names of lm-eval's own tasks, or {', '.join(ONLINE)}")
     parser.add_argument("--out", type=Path, help="CSV that joins those of the runs")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda; by default CUDA where there is one",
+    )
     args = parser.parse_args()
     refuse_foreign_kernels()
     # The layers above: only this entry point knows how a run lies on disk.
