@@ -8,18 +8,20 @@ from reports.ablations import ablations
 from reports.access import access
 from reports.claims import claims
 from reports.coordinates import coordinates
+from reports.cost import cost
+from reports.data import data
 from reports.diagnosis import diagnosis
-from reports.evaluation import evaluations
+from reports.evaluations import evaluations
 from reports.health import health
 from reports.latency import latency
-from reports.ledger import cost, data, provenance
 from reports.losses import losses
 from reports.matched import matched
 from reports.placebos import placebos
+from reports.provenance import provenance
 from reports.scaling import scaling
-from reports.sensitivity import tuning
 from reports.speed import speed
 from reports.summary import summary
+from reports.tuning import tuning
 
 SECTIONS = (
     ("summary", "At a glance", summary),

@@ -18,7 +18,7 @@ from synthetic_folder import ARCHS, SIZES, run_row
 from evals import stats
 from evals.records import schema
 from evals.records.errors import UserError
-from reports import build, claims, evaluation, figures, published, scaling, sections, speedups, style, timings
+from reports import build, claims, evaluations, figures, published, scaling, sections, speedups, style, timings
 from reports import page as parts
 
 ROOT = Path(__file__).parents[1]
@@ -247,7 +247,7 @@ def test_published_scores_are_as_printed(page):
 
 def test_scores_stand_in_the_table_of_their_subject(page):
     subjects = ["arc_easy", "perplexity test/wiki", "phone_book/4", "phone_book", "bios", "corpus_facts", "lambada"]
-    assert [evaluation.subject(task) for task in subjects] == [
+    assert [evaluations.subject(task) for task in subjects] == [
         "open",
         "perplexity",
         "memory",
@@ -283,11 +283,11 @@ def test_bold_is_for_clear_winners():
         return pd.DataFrame(rows)
 
     near, far = {"dense": 0.4, "pkm": 0.5, "moe2": 0.45}, {"dense": 0.4, "pkm": 0.9, "moe2": 0.45}
-    assert evaluation.clear_winner(scores(near, 0.1)) is None
-    assert evaluation.clear_winner(scores(far, 0.1)) == "pkm"
-    assert evaluation.clear_winner(scores(far, 0.01, better=False)) == "dense"
-    assert evaluation.clear_winner(scores(far, 0.0)) is None
-    assert evaluation.clear_winner(scores(far, float("nan"))) is None
+    assert evaluations.clear_winner(scores(near, 0.1)) is None
+    assert evaluations.clear_winner(scores(far, 0.1)) == "pkm"
+    assert evaluations.clear_winner(scores(far, 0.01, better=False)) == "dense"
+    assert evaluations.clear_winner(scores(far, 0.0)) is None
+    assert evaluations.clear_winner(scores(far, float("nan"))) is None
 
 
 def test_a_claim_leads_to_its_runs(page):
