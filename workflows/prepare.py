@@ -24,8 +24,7 @@ import os
 import shutil
 import sys
 import time
-from bisect import bisect, insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +37,13 @@ from evals.records.errors import UserError, run
 from evals.records.shards import HELDOUT, TOKEN
 from evals.records.sources import SOURCES, headline, sha256_file
 from evals.scores.memory.mixture import MixtureConfig, mixture
+from workflows import data_card
 from workflows.contamination import Contamination
 from workflows.corpus import Document, evaluation_items, hub_documents, pypi_documents
+from workflows.data_card import MIXED, Ledger
+from workflows.interleave import bounds, interleave
 
 END_OF_TEXT = "<|endoftext|>"  # id 0
-MIXED = "memory_tasks"  # the source of the synthetic documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +88,6 @@ class DataConfig:
                 raise UserError(f"{name} is {value!r}: give a whole number from {low}{f' to {high}' if high else ' up'}")
         if self.corpus != "pypi" and not self.limit_bytes:
             raise UserError(f"corpus {self.corpus!r} is streamed: say with limit_bytes how much training text to take")
-
-
-@dataclass
-class Ledger:
-    """What happened to the documents, per source."""
-
-    kept: dict[str, dict[str, Counter]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
-    duplicates: Counter = field(default_factory=Counter)
-    contaminated: Counter = field(default_factory=Counter)
-    contaminated_by_set: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    heldout_surplus: Counter = field(default_factory=Counter)
-    memory_tasks: Counter = field(default_factory=Counter)  # training documents by task
 
 
 def prepare(cfg: DataConfig, out: Path, cache: Path, load_dataset: Callable | None = None) -> dict:
@@ -167,14 +156,15 @@ def _build(cfg: DataConfig, folder: Path, cache: Path, load_dataset: Callable | 
         mixed = mixture(cfg.memory_tasks, tokenizer, seed=0, longest=cfg.align)
         ledger.memory_tasks.update(task for task, _ in mixed)
         chunks = _encode(tokenizer, [Document(MIXED, text) for _, text in mixed], "train", ledger)
-        documents = [chunk[start:stop] for chunk in chunks for start, stop in _bounds(chunk)]
+        documents = [chunk[start:stop] for chunk in chunks for start, stop in bounds(chunk)]
         text = np.memmap(folder / "train.bin", dtype=TOKEN, mode="r")
         with (folder / "mixed.bin").open("wb") as train:
             _append(train, interleave(text, documents, cfg.align))
         os.replace(folder / "mixed.bin", folder / "train.bin")
         say(f"placed {sum(map(len, documents)) / 1e6:.2f} M tokens of memory tasks between the documents")
     tokenizer.save(str(folder / "tokenizer.json"))
-    meta = _meta(cfg, ledger, contamination, segments, tokenizer.get_vocab_size())
+    config = dataclasses.asdict(cfg) | {"sources": list(cfg.sources)}
+    meta = data_card.meta(ledger, contamination, config, segments, tokenizer.get_vocab_size())
     meta["sha256"] = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return meta
@@ -257,102 +247,11 @@ def _append(file, chunks: Iterator[np.ndarray]) -> int:
     return sum(file.write(chunk.tobytes()) for chunk in chunks) // TOKEN.itemsize
 
 
-def _bounds(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First token, an end of text, and end of each document."""
-    start = 0
-    for block in range(0, len(tokens), 2**24):
-        for stop in (np.flatnonzero(tokens[block : block + 2**24] == 0) + block).tolist():
-            if stop:
-                yield start, stop
-            start = stop
-    yield start, len(tokens)
-
-
-def interleave(text: np.ndarray, documents: list[np.ndarray], align: int) -> Iterator[np.ndarray]:
-    """The stream of `text` with `documents` in it, of which none crosses a multiple of `align` tokens.
-
-    They become due at an even pace. One that is due goes between two documents of the text, the longest first that fits
-    before the next multiple. A document of the text is cut, at a multiple, only when many wait or the text nears its end.
-
-    Raises:
-        UserError: there is too little text for them.
-    """
-    waiting: list[tuple[int, int]] = []  # length and index, sorted
-    position = due = 0
-    end = 0.95 * len(text)
-
-    def fitting() -> Iterator[np.ndarray]:
-        nonlocal position
-        while place := bisect(waiting, (align - position % align, len(documents))):
-            length, index = waiting.pop(place - 1)
-            position += length
-            yield documents[index]
-
-    for start, stop in _bounds(text):
-        while due < min(len(documents) * stop / end, len(documents)):
-            insort(waiting, (len(documents[due]), due))
-            due += 1
-        yield from fitting()
-        patience = 16 * align if stop < end else 0
-        while sum(length for length, _ in waiting) > patience and (cut := start + -position % align) < stop:
-            position += cut - start
-            yield text[start:cut]
-            start = cut
-            yield from fitting()
-        position += stop - start
-        yield text[start:stop]
-    yield from fitting()
-    if due < len(documents) or waiting:
-        raise UserError(
-            f"{len(text)} tokens of training text are too few to place {sum(map(len, documents))} of memory tasks in: "
-            "raise limit_bytes or lower memory_tasks.n_tokens"
-        )
-
-
 def _write_facts(file, documents: list[Document], split: str) -> None:
     for document in documents:
         if document.fact:
             line = document.fact | {"source": document.source, "split": split}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _meta(cfg: DataConfig, ledger: Ledger, contamination: Contamination, segments: dict, vocab_size: int) -> dict:
-    pins = SOURCES["pypi"] if cfg.corpus == "pypi" else SOURCES["hub"]
-    sources = {
-        source: {
-            **pins[source],
-            "headline": headline(pins[source]),
-            **_counts(ledger, source),
-            "duplicates_removed": ledger.duplicates[source],
-            "contaminated_removed": ledger.contaminated[source],
-            "heldout_surplus_removed": ledger.heldout_surplus[source],
-        }
-        for source in cfg.sources
-    }
-    if cfg.memory_tasks:
-        licence = "none needed: synthetic, made by evals/scores/memory"
-        sources[MIXED] = {"licence": licence, "headline": False, **_counts(ledger, MIXED)}
-    return {
-        "config": dataclasses.asdict(cfg) | {"sources": list(cfg.sources)},
-        "vocab_size": vocab_size,
-        "end_of_text": 0,
-        "dtype": TOKEN.str,
-        "sources": sources,
-        "segments": segments,
-        "memory_tasks": {task: {"documents": count} for task, count in sorted(ledger.memory_tasks.items())},
-        "contamination": {
-            "evaluation": {key: value for key, value in SOURCES["evaluation"].items() if key != "sets"},
-            "sets": {
-                name: {"items": items, "training_documents_removed": dict(ledger.contaminated_by_set[name])}
-                for name, items in contamination.items.items()
-            },
-        },
-    }
-
-
-def _counts(ledger: Ledger, source: str) -> dict[str, dict[str, int]]:
-    kept, splits = ledger.kept[source], ("train", *HELDOUT)
-    return {key: {split: kept[split][key] for split in splits} for key in ("documents", "bytes", "tokens")}
 
 
 def _stopwatch() -> Callable[[str], None]:
