@@ -1,4 +1,4 @@
-"""Trains one run: python -m workflows.train results/cpu/runs/dense-xs-s0
+"""Trains one run, in one file that reads from top to bottom: python -m workflows.train results/cpu/runs/dense-xs-s0
 
 Parse, build, loop, CSV. Batches are a function of the data seed and the step alone, so every architecture sees the same
 ones in the same order and a resumed run sees what it would have seen. Training knows nothing of reports or workflows.
