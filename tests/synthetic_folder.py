@@ -243,8 +243,9 @@ def folder(path: Path, seeds: int = 1) -> Path:
         row("cost", target=target, core_seconds=seconds) for target, seconds in (("data", 90.0), ("latency", 240.0))
     ]
     files = {"latency_modelled": "latency", "peers": "speed"}
-    said = {"device": "A100", "id": "B1", "statement": "UltraMem takes 12 ms", "published": "12 ms", "modelled": "3.0 ms"}
-    tables["statements"] = [said | {"verdict": verdict} for verdict in ("holds", "modelled against")]
+    said = {"device": "A100", "statement": "UltraMem takes 12 ms", "published": "12 ms", "modelled": "3.0 ms"}
+    ruled = {"B1": "holds", "B2": "modelled against"}
+    tables["statements"] = [said | {"id": name, "verdict": verdict} for name, verdict in ruled.items()]
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", files.get(name, name), rows)
     corpus = {"documents": 1000, "bytes": 10**7, "licence": "CC-BY-SA 4.0", "sha256": "ab" * 32}
