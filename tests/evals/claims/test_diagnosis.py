@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 from scipy import stats as distributions
 from synthetic import grid_run, row, write
 
@@ -12,7 +13,6 @@ from evals.claims import diagnosis
 from evals.records import schema
 from evals.records.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 TOPICS = """
 diagnosis_softmax: {question: Why does it cost, base: none, verdict: finding, reading: It costs 0.2 with three seeds.}
 diagnosis_peer: {question: What diverges, verdict: bug mended}

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 from tokenizers import Tokenizer
 
 from evals.records import errors, sources, strict
@@ -32,7 +33,6 @@ from workflows import contamination, corpus, prepare, train
 from workflows.prepare import DataConfig
 from workflows.presets import load_preset
 
-ROOT = Path(__file__).parent.parent
 PASSAGE = "the old lighthouse keeper rowed across the bay each morning to trade salted fish for fresh bread and lamp oil"
 QUESTION = "Tell me which of these small Moons turns around its distant planet in"
 OPTION = "less than one single day"

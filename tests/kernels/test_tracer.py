@@ -1,22 +1,20 @@
 """The memory tracer, and what it says of the kernels: interpreted_tracer.py, in a process with TRITON_INTERPRET=1."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
-from helpers_tracer import Trace
+from kernel_tracer import Trace
+from repository import ROOT
 
 from kernels.triton import launch
 
-TESTS = pathlib.Path(__file__).parent
-
 
 def test_traces_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "interpreted_tracer.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted_tracer.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

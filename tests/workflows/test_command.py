@@ -7,14 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from repository import ENV, ROOT
 
 from workflows.start import strays
-
-ROOT = Path(__file__).parent.parent
-ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
 # Stands in for snakemake-executor-plugin-slurm: notes what each job asks for and runs none.
 CLUSTER = """

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 from torch.autograd import gradcheck
 
 import kernels
@@ -18,7 +18,6 @@ from kernels import reference
 from kernels.cpu import build
 from kernels.cpu.cross_entropy import softmax_step
 
-ROOT = Path(__file__).resolve().parent.parent
 native = SimpleNamespace(**{operation: kernels._function(operation, "native") for operation in kernels.MODULES["native"]})
 needs_compiler = pytest.mark.skipif(not build.available(), reason="no C++ compiler")
 BOTH = [

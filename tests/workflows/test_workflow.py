@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from repository import ENV, ROOT
 from tokenizers import Tokenizer
 
 from evals.records import schema
 from evals.scores.memory.bios import ATTRIBUTES
 from evals.scores.memory.mixture import MixtureConfig, mixture
 from workflows.presets import load_preset
-
-ROOT = Path(__file__).parent.parent
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def command(*config: str) -> list[str]:

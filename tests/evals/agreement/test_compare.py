@@ -5,9 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 from synthetic import chain_runs, grid_run, row, write
 
 from evals import compare
@@ -16,8 +16,6 @@ from evals.claims.evidence.scores import SCORES
 from evals.records import schema
 from evals.records.errors import UserError
 from evals.records.schema.column import RUN, number
-
-ROOT = Path(__file__).parents[1]
 
 
 def timing(arch, p50, **values):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from repository import ROOT
 from synthetic_fair import SHIFT, folder
 from synthetic_folder import ARCHS, SIZES, run_row
 
@@ -21,7 +22,6 @@ from evals.records.errors import UserError
 from reports import build, claims, evaluations, figures, published, scaling, sections, speedups, style, timings
 from reports import page as parts
 
-ROOT = Path(__file__).parents[1]
 SECTIONS = [name for name, _, _ in sections.SECTIONS]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 

@@ -1,15 +1,15 @@
 """Equal tuning: as many settings for each architecture, and the presets use what the committed sweep chose."""
 
 import json
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from evals.records import schema
 from evals.records.errors import UserError
 from workflows import presets
 
-SWEEP = schema.read(Path(__file__).parent.parent / "results/reference/tuning.csv", "tuning")
+SWEEP = schema.read(ROOT / "results/reference/tuning.csv", "tuning")
 PRESET = presets.load_preset("cpu")
 TUNED = SWEEP[SWEEP["size"] == PRESET.tuning_size]
 

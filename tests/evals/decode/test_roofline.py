@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import ROOT
 
 from evals.access import declared as access
 from evals.decode import modelled, roofline, statements
@@ -226,8 +226,8 @@ def test_a_broken_device_file_is_one_sentence(tmp_path):
 def test_modelled_rows_do_not_depend_on_the_order_of_hashes():
     """Sums of floats in the order of a set would differ from run to run in the last bit."""
     code = "from evals.decode import modelled, roofline; d, l = roofline.load(); print(list(modelled.rows(d, l, (1, 4))))"
-    root, seen = Path(__file__).parents[1], set()
+    seen = set()
     for seed in ("1", "2", "3"):
-        how = {"cwd": root, "env": os.environ | {"PYTHONHASHSEED": seed}, "capture_output": True, "check": True}
+        how = {"cwd": ROOT, "env": os.environ | {"PYTHONHASHSEED": seed}, "capture_output": True, "check": True}
         seen.add(subprocess.run([sys.executable, "-c", code], **how).stdout)
     assert len(seen) == 1

@@ -3,12 +3,12 @@
 Run by test_tracer.py under TRITON_INTERPRET=1. Every kind of finding is also planted and must be found.
 """
 
-import helpers_traffic as traffic
+import kernel_traffic as traffic
 import pytest
 import torch
 import triton
 import triton.language as tl
-from helpers_tracer import Phantom, Trace
+from kernel_tracer import Phantom, Trace
 from triton.runtime import interpreter
 
 from kernels.triton import grouped_mm as moe

@@ -1,18 +1,17 @@
 """The CSV schema: exact round trips, and one sentence for every way a file can be unusable."""
 
 import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 
 from evals.records import schema
 from evals.records.errors import UserError
 from evals.records.schema.__main__ import main
 
-ROOT = Path(__file__).parents[1]
 VALUES = {
     str: st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: text not in schema.MISSING)
     | st.sampled_from(['a,"b"', "two\nlines"]),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_layers import CONFIGS, PLACEBOS, D, L, layer_of, model_of
+from memory_layers import CONFIGS, PLACEBOS, D, L, layer_of, model_of
 
 from evals.records.recipe import Train
 from models.match import flops, params

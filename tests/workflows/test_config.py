@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from repository import ROOT
 
 from evals.records import runs, strict
 from evals.records.errors import UserError
@@ -168,8 +169,7 @@ def test_config_is_read_as_snakemake_passes_it():
 
 @pytest.mark.parametrize("value", ["corpus=$(touch pwned)", "tokens={a: -5}"])
 def test_command_refuses_a_bad_config_before_any_job(tmp_path, value):
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--snakefile", str(root / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
     done = subprocess.run(
         [*command, "--config", "preset=smoke", value], cwd=tmp_path, env=os.environ, capture_output=True, text=True
     )

@@ -1,6 +1,6 @@
 """The Triton kernels under Triton's interpreter, forward and backward, against float64 of the same rounded inputs.
 
-Run by test_kernels_triton.py in a process of its own: TRITON_INTERPRET=1 must be set before Triton is imported.
+Run by test_triton.py in a process of its own: TRITON_INTERPRET=1 must be set before Triton is imported.
 One rounding to the result's dtype is allowed, plus what float32 sums may lose.
 """
 

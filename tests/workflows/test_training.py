@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from repository import ENV
 
 from evals.records import runs, schema, tensors
 from evals.records.errors import UserError
@@ -24,8 +25,6 @@ from evals.records.recipe import Train
 from workflows import checkpoint, matched, train
 from workflows.optim import Optimizers, RowAdamW, cosine, parameter_roles, value_factor
 from workflows.presets import load_preset
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +67,6 @@ def make_run(folder, corpus, model, **changes):
 
 def command(folder):
     return [sys.executable, "-m", "workflows.train", str(folder)]
-
-
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def finish(folder):

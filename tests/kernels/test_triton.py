@@ -2,21 +2,18 @@
 
 import ast
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
-
-TESTS = pathlib.Path(__file__).parent
-KERNELS = TESTS.parent / "kernels"
+from repository import ROOT
 
 
 def test_numbers_under_the_interpreter():
     """A process of its own: kernels imported by another test are compiled ones."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "interpreted_kernels.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted_kernels.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
@@ -30,7 +27,7 @@ def loads_without_other(source):
                 yield node.lineno
 
 
-@pytest.mark.parametrize("file", sorted((KERNELS / "triton").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "kernels/triton").glob("*.py")), ids=lambda file: file.name)
 def test_every_masked_load_says_what_it_holds_elsewhere(file):
     assert list(loads_without_other(file.read_text())) == []
 
