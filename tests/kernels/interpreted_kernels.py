@@ -1,60 +1,19 @@
 """The Triton kernels under Triton's interpreter, forward and backward, against float64 of the same rounded inputs.
 
 Run by test_triton.py in a process of its own: TRITON_INTERPRET=1 must be set before Triton is imported.
-One rounding to the result's dtype is allowed, plus what float32 sums may lose.
 """
 
 import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
+from one_rounding import agree, assert_one_rounding, every_dtype
 
 import kernels
 from kernels import reference
-from kernels.triton import launch, lookup, topm, tune
-from kernels.triton.grouped_mm import TILES, grouped_mm, tile_for, tiles_to_try
+from kernels.triton import lookup, topm
+from kernels.triton.grouped_mm import grouped_mm
 
-HALF_ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-SUMS = 1e-6  # of the largest result
-every_dtype = pytest.mark.parametrize("dtype", HALF_ULP, ids=lambda dtype: str(dtype).split(".")[1])
-
-
-@pytest.fixture(autouse=True)
-def rounding_as_on_a_gpu(monkeypatch):
-    """The interpreter cuts float32 off to bfloat16; a GPU rounds to nearest even, and so does torch."""
-    convert = interpreter._convert_float
-
-    def rounded(data, source, target, mode):
-        if source.is_fp32() and target.is_bf16():
-            tensor = torch.from_numpy(np.ascontiguousarray(data).view(np.float32))
-            return tensor.bfloat16().view(torch.uint16).numpy().reshape(data.shape)
-        return convert(data, source, target, mode)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
-    torch.manual_seed(0)
-
-
-def assert_one_rounding(got, want):
-    assert got.shape == want.shape
-    allowed = HALF_ULP[got.dtype] * want.abs() + SUMS * want.abs().max()
-    worst = ((got.double() - want).abs() - allowed).max().item()
-    assert worst <= 0, f"{worst:.3g} beyond one rounding to {got.dtype}"
-
-
-def agree(kernel, twin, tensors, *rest, **options):
-    """Runs both, the twin in float64; compares the (first) result and the gradients of all `tensors`."""
-    ours = [tensor.clone().requires_grad_() for tensor in tensors]
-    exact = [tensor.double().requires_grad_() for tensor in tensors]
-    got, want = kernel(*ours, *rest, **options), twin(*exact, *rest)
-    if isinstance(got, tuple):
-        assert torch.equal(got[1], want[1]), "other cells were selected"
-        got, want = got[0], want[0]
-    grad = torch.randn_like(got)
-    got.backward(grad)
-    want.backward(grad.double())
-    assert_one_rounding(got, want)
-    for our, true in zip(ours, exact, strict=True):
-        assert_one_rounding(our.grad, true.grad)
+pytestmark = pytest.mark.usefixtures("rounding_as_on_a_gpu")
 
 
 def zipf(n_rows, *shape):
@@ -208,87 +167,6 @@ def test_too_many_picks_are_refused():
         topm.product_topm(torch.zeros(1, 1, 200), torch.zeros(1, 1, 200), 129)
 
 
-@every_dtype
-@pytest.mark.parametrize(("counts", "D", "F"), [([5, 0, 20, 1, 0], 100, 72), ([1], 16, 200), ([0, 0, 3], 8, 8)])
-def test_grouped_mm(dtype, counts, D, F):
-    x, weight = torch.randn(sum(counts), D, dtype=dtype), torch.randn(len(counts), D, F, dtype=dtype)
-    agree(grouped_mm, reference.grouped_mm, [x, weight], torch.tensor(counts))
-
-
-@pytest.mark.parametrize(("itemsize", "tile"), [(size, tile) for size, tiles in TILES.items() for tile in tiles])
-def test_grouped_mm_in_every_tile(itemsize, tile):
-    counts = torch.tensor([0, tile.rows + 1, 3, 0])
-    x = torch.randn(tile.rows + 4, 70, dtype={2: torch.bfloat16, 4: torch.float32}[itemsize])
-    weight = torch.randn(4, 70, 40, dtype=x.dtype)
-    got = grouped_mm(x, weight, counts, tile=tile)
-    assert_one_rounding(got, reference.grouped_mm(x.double(), weight.double(), counts))
-
-
-@every_dtype
-@pytest.mark.parametrize(("batch", "top_k", "n_experts"), [(1, 2, 34), (1, 8, 64), (4, 8, 64), (64, 2, 34)])
-def test_grouped_mm_of_a_decoding_step(dtype, batch, top_k, n_experts):
-    expert = torch.stack([torch.randperm(n_experts)[:top_k] for _ in range(batch)])
-    counts = torch.bincount(expert.flatten(), minlength=n_experts)
-    assert counts.min() == 0 or batch == 64
-    x, weight = torch.randn(batch * top_k, 24, dtype=dtype), torch.randn(n_experts, 24, 36, dtype=dtype)
-    assert_one_rounding(grouped_mm(x, weight, counts), reference.grouped_mm(x.double(), weight.double(), counts))
-
-
-def test_the_grid_holds_the_worst_spread_of_rows():
-    """17 rows everywhere need two tiles of 16 for each expert."""
-    counts, tile = torch.full((5,), 17), TILES[4][0]
-    x, weight = torch.randn(85, 16), torch.randn(5, 16, 16)
-    assert_one_rounding(grouped_mm(x, weight, counts, tile=tile), reference.grouped_mm(x.double(), weight.double(), counts))
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """Tile and grid of every launch, none of which happens."""
-    seen = []
-
-    def start(kernel, grid, arguments, options):
-        named = dict(zip(kernel.arg_names, arguments, strict=False))
-        seen.append(((*(named[size] for size in ("BM", "BN", "BK")), options["num_warps"], options["num_stages"]), grid))
-
-    monkeypatch.setattr(launch, "start", start)
-    return seen
-
-
-def test_the_host_does_not_read_the_counts(started):
-    """Counts without data still launch: by shapes alone, as the capture of a CUDA graph demands."""
-    x, weight = torch.empty(8, 64, device="meta"), torch.empty(64, 64, 128, device="meta")
-    grouped_mm(x, weight, torch.empty(64, dtype=torch.int64, device="meta"))
-    ((tile, grid),) = started
-    assert tile == tile_for(8, 64, 4)
-    assert grid == (8 * 128 // tile[1],)
-
-
-@pytest.mark.parametrize("itemsize", TILES)
-def test_tiles_to_try_follow_the_rows_of_an_expert(itemsize):
-    tallest = TILES[itemsize][-1].rows
-    for n_rows, heights in ((2, {16, 32}), (64 * 16, {16, 32}), (64 * 17, {32, 64}), (10**6, {tallest})):
-        assert {tile.rows for tile in tiles_to_try(n_rows, 64, itemsize)} == heights
-
-
-def test_a_tuned_tile_is_used_for_its_own_shapes_alone(started, monkeypatch):
-    fastest = tiles_to_try(8, 64, 4)[0]
-    assert fastest != tile_for(8, 64, 4)
-    monkeypatch.setattr(tune, "found", {})
-    monkeypatch.setattr(tune, "milliseconds", lambda call: (call(), started[-1][0] != fastest)[1])
-    weight, counts = torch.empty(64, 64, 128, device="meta"), torch.empty(64, dtype=torch.int64, device="meta")
-
-    def tile(n_rows):
-        grouped_mm(torch.empty(n_rows, 64, device="meta"), weight, counts)
-        return started[-1][0]
-
-    assert tile(8) == tile_for(8, 64, 4)
-    with tune.tuning():
-        assert tile(8) == fastest
-        assert len(started) == 2 + 1 + len(tiles_to_try(8, 64, 4))
-    assert tile(8) == tile(7) == fastest
-    assert tile(16) == tile_for(16, 64, 4)
-
-
 def test_the_package_serves_these_kernels(monkeypatch):
     monkeypatch.setenv("ULTRAMEM_KERNELS", "triton")
     values, weight, row = torch.randn(9, 16), torch.randn(2, 5, 2), torch.randint(9, (2, 5))
@@ -298,18 +176,3 @@ def test_the_package_serves_these_kernels(monkeypatch):
     assert kernels._serving("grouped_mm", values) is grouped_mm
     out = kernels.weighted_lookup(values, row, weight)
     assert_one_rounding(out, reference.weighted_lookup(values.double(), row, weight.double()))
-
-
-def test_grouped_mm_without_rows():
-    x, weight = torch.randn(0, 8, requires_grad=True), torch.randn(3, 8, 8, requires_grad=True)
-    grouped_mm(x, weight, torch.zeros(3, dtype=torch.int64)).sum().backward()
-    assert x.grad.shape == (0, 8)
-    assert (weight.grad == 0).all()
-
-
-def test_grouped_mm_refuses_what_it_cannot_multiply():
-    counts = torch.tensor([2])
-    with pytest.raises(ValueError, match="contiguous"):
-        grouped_mm(torch.ones(2, 8), torch.ones(1, 4, 8).transpose(1, 2), counts)
-    with pytest.raises(ValueError, match="float64"):
-        grouped_mm(torch.ones(2, 8).double(), torch.ones(1, 8, 4).double(), counts)

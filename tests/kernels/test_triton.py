@@ -1,4 +1,4 @@
-"""Triton kernels: their numbers under the interpreter (interpreted_kernels.py), and a lint of their sources."""
+"""Triton kernels: their numbers under the interpreter (interpreted_*.py), and a lint of their sources."""
 
 import ast
 import os
@@ -11,7 +11,8 @@ from repository import ROOT
 
 def test_numbers_under_the_interpreter():
     """A process of its own: kernels imported by another test are compiled ones."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted_kernels.py"]
+    files = ("tests/kernels/interpreted_kernels.py", "tests/kernels/interpreted_grouped_mm.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
