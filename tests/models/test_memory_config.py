@@ -1,4 +1,4 @@
-"""Fields of the memory layers' configs: what the papers' rows change, where a layer lies, what its tables share, what is refused."""
+"""Configs of the memory layers: the papers' rows as deltas, where a layer lies, what its tables share, what is refused."""
 
 from dataclasses import replace
 
