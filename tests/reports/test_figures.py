@@ -1,4 +1,4 @@
-"""What is drawn and picked: curves of one device, the nearest pairs, lines through laws only, the papers' points, clear winners."""
+"""What is drawn and picked: curves of one device, nearest pairs, lines through laws only, published points, clear winners."""
 
 import pandas as pd
 from matplotlib.figure import Figure
