@@ -5,17 +5,15 @@ import re
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import rattler
 import yaml
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from repository import FLOORS, ROOT
 
 from evals import peers
-
-ROOT = Path(__file__).parent.parent
 
 
 def pins(lines):
@@ -51,13 +49,12 @@ def test_every_import_is_pinned():
         "rattler": "py-rattler",
         "snakemake_interface_executor_plugins": "snakemake",
     }
-    ours = {"models", "kernels", "evals", "workflows", "reports", "tests"} | {path.stem for path in ROOT.glob("tests/*.py")}
-    for path in ROOT.glob("*/*.py"):
-        if path.parts[-2] in ours:
-            for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M):
-                if name not in ours and name not in sys.stdlib_module_names:
-                    known = REQUIREMENTS | (PEERS if path.name == "peers.py" else {})
-                    assert provided.get(name, name).replace("_", "-").lower() in known, f"{path.name} imports {name}"
+    ours = {*FLOORS} | {path.stem for path in ROOT.glob("tests/helpers/*.py")}
+    for path in (path for folder in (*FLOORS, "tests") for path in (ROOT / folder).rglob("*.py")):
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M):
+            if name not in ours and name not in sys.stdlib_module_names:
+                known = REQUIREMENTS | (PEERS if path.name == "peers.py" else {})
+                assert provided.get(name, name).replace("_", "-").lower() in known, f"{path.name} imports {name}"
 
 
 def test_conda_holds_the_same_pins():

@@ -1,13 +1,12 @@
 """Floors: kernels below models below evals below workflows and reports, `evals.records` below the rest of evals."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from repository import ROOT, modules
 
 from evals.records.provenance import parsed
 
-ROOT = Path(__file__).parent.parent
 BELOW = {
     "kernels": {"kernels"},
     "models": {"kernels", "models"},
@@ -15,12 +14,6 @@ BELOW = {
     "workflows": {"kernels", "models", "evals", "workflows"},
     "reports": {"evals", "reports"},
 }
-
-
-def modules():
-    for floor in BELOW:
-        for path in sorted((ROOT / floor).rglob("*.py")):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(module: str) -> set[str]:

