@@ -17,7 +17,7 @@ from official_layers import OTHERS, official
 from repository import ENV, ROOT
 
 from evals.records import schema
-from workflows import presets
+from workflows import chains, presets
 
 README = (ROOT / "README.md").read_text()
 NAMES = {
@@ -58,8 +58,8 @@ def test_verdicts_are_those_of_the_reference():
 
 
 def test_every_preset_and_chain_is_named():
-    chains = [f"ablation_{chain}" for chain in presets.load_chains() if not chain.startswith("diagnosis_")]
-    for name in (*presets.preset_names(), *chains, "diagnosis", "tuning", "plan"):
+    ablations = [f"ablation_{chain}" for chain in chains.load_chains() if not chain.startswith("diagnosis_")]
+    for name in (*presets.preset_names(), *ablations, "diagnosis", "tuning", "plan"):
         assert f"`{name}`" in README or f" {name}" in README, name
 
 
@@ -139,7 +139,7 @@ def test_the_table_is_read_whole():
 def test_snakemake_commands_run(folder):
     """Every target in one dry run of the smoke preset; what is beside training and the default target, really."""
     targets = list(dict.fromkeys(map(target, SNAKEMAKE)))
-    known = {"all", "plan", "speed", "tuning", *STAGES, *(f"ablation_{chain}" for chain in presets.load_chains())}
+    known = {"all", "plan", "speed", "tuning", *STAGES, *(f"ablation_{chain}" for chain in chains.load_chains())}
     assert set(targets) <= known, "say here how a new target is run in small"
     told = snakemake(folder, "--dry-run", "--quiet", "host", "--printshellcmds", *targets, "--config", "preset=smoke")
     assert set(re.findall(r"^(\w+) +\d+$", told, re.M)) >= set(targets) - {"all"}

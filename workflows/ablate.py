@@ -12,8 +12,9 @@ from evals.records.recipe import Train
 from evals.records.runs import build_arch, plain
 from models.match import MatchRule, solve_sizes
 from models.transformer import ModelConfig
+from workflows.chains import Chain, Step, Tuning
 from workflows.matched import Matched, recipe, width_share
-from workflows.presets import Chain, Preset, Step, Tuning, merge
+from workflows.presets import Preset, merge
 
 RELATIVE = re.compile(r"x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?")
 

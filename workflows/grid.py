@@ -13,7 +13,8 @@ from typing import Any
 from evals.records.errors import UserError
 from evals.records.provenance import ROOT, fingerprint, sha
 from models import ARCHS, arch_module
-from workflows.presets import CONFIGS, TARGET, load_chains, load_preset, plan_target
+from workflows.chains import load_chains
+from workflows.presets import CONFIGS, TARGET, load_preset, plan_target
 
 DEFAULT_PRESET = "cpu"
 

@@ -26,8 +26,9 @@ from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
 from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
+from workflows.chains import Chain, load_chains, load_tuning
 from workflows.matched import decode_models, match_size, matched_rows, recipe
-from workflows.presets import Chain, Preset, load_chains, load_preset, load_tuning
+from workflows.presets import Preset, load_preset
 
 
 def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[dict, dict[str, RunConfig]]:

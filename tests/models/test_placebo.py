@@ -9,8 +9,9 @@ from memory_layers import CONFIGS, PLACEBOS, D, L, layer_of, model_of
 from evals.records.recipe import Train
 from models.match import flops, params
 from workflows import ablate, checkpoint, matched
+from workflows.chains import load_chains
 from workflows.optim import Optimizers
-from workflows.presets import load_chains, load_preset
+from workflows.presets import load_preset
 
 KINDS = ("one-row", "frozen", "shuffled", "scattered")
 NAMES = ("pkm", "peer", "memory_plus", "ultramem", "v2", "v2-ring")

@@ -7,8 +7,9 @@ import torch
 
 from evals.records.errors import UserError
 from models.match import flops, params
-from workflows import ablate, matched, presets, resolve
-from workflows.presets import Chain, Step, load_chains, load_preset
+from workflows import ablate, chains, matched, presets, resolve
+from workflows.chains import Chain, Step, load_chains
+from workflows.presets import load_preset
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +101,11 @@ def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
 
 def test_main_chains_begin_and_end_at_the_grids_models():
     """evidence.md section 1.4: a base that is not the grid's own punishes or flatters every step."""
-    preset, chains = load_preset("cpu"), presets.load_chains()
+    preset, known = load_preset("cpu"), chains.load_chains()
     for name, first, last in (("ultramem", "pkm", "ultramem"), ("ultramem_v2", "ultramem", "ultramem_v2")):
-        at, arms = preset.chain_sizes[name], ablate.chain_arms(chains[name])
+        at, arms = preset.chain_sizes[name], ablate.chain_arms(known[name])
         group = matched.match_size(preset, at)
-        models = [ablate.resolve_arm(preset, group, at, chains[name], deltas, "t")[1] for _, deltas in arms]
+        models = [ablate.resolve_arm(preset, group, at, known[name], deltas, "t")[1] for _, deltas in arms]
         tensors = []
         for model in (models[0], group.models[first], models[-1], group.models[last]):
             torch.manual_seed(0)
@@ -115,7 +116,7 @@ def test_main_chains_begin_and_end_at_the_grids_models():
 
 def test_rates_at_the_transfer_size_carry_the_whole_recipe():
     preset = load_preset("cpu")
-    for _, arch, size, setting in ablate.tuning_settings(preset, presets.load_tuning()):
+    for _, arch, size, setting in ablate.tuning_settings(preset, chains.load_tuning()):
         if size == preset.transfer_size:
             model = matched.prototype(preset, arch, size)
             _, train = ablate.tuned(preset, model, arch, size, setting)

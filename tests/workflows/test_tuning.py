@@ -7,7 +7,7 @@ from repository import ROOT
 
 from evals.records import schema
 from evals.records.errors import UserError
-from workflows import presets
+from workflows import chains, presets
 
 SWEEP = schema.read(ROOT / "results/reference/tuning.csv", "tuning")
 PRESET = presets.load_preset("cpu")
@@ -15,7 +15,7 @@ TUNED = SWEEP[SWEEP["size"] == PRESET.tuning_size]
 
 
 def test_sweep_is_what_the_config_says():
-    tuning = presets.load_tuning()
+    tuning = chains.load_tuning()
     assert {arch: tuple(json.loads(s) for s in rows.setting) for arch, rows in TUNED.groupby("arch")} == {
         arch: tries.settings for arch, tries in tuning.items()
     }
@@ -50,4 +50,4 @@ def test_unequal_tuning_is_refused(monkeypatch, tmp_path):
     (tmp_path / "tuning.yaml").write_text(f"dense: {{settings: [{{train.lr: 0.1}}]}}\nmoe2: {moe2}\n")
     monkeypatch.setattr(presets, "CONFIGS", tmp_path)
     with pytest.raises(UserError, match=r"equally many settings, but the counts are .*'moe2'"):
-        presets.load_tuning()
+        chains.load_tuning()

@@ -11,8 +11,9 @@ from evals.claims import ledger as claims
 from evals.records.errors import UserError
 from evals.scores import harness
 from workflows import health
+from workflows.chains import load_chains
 from workflows.matched import match_size
-from workflows.presets import load_chains, load_preset
+from workflows.presets import load_preset
 
 
 def test_shared_tests_share_their_measurement():
