@@ -21,8 +21,10 @@ from models.transformer import ModelConfig
 
 B = 64
 MEMORY = {"d_ff": 16, "placement": ("0:1", "2:2"), "n_keys": 48, "d_key": 8, "n_mem_heads": 1, "top_m": 8}
+EXPERTS = {"n_experts": 40, "top_k": 2, "d_expert": 12, "glu": False}
 ARCHS = {
-    "moe": {"n_experts": 40, "top_k": 2, "d_expert": 12, "glu": False},
+    "moe": EXPERTS,
+    "hybrid": EXPERTS | {"d_key": 8, "memory": {"name": "ultramem", "placement": ("0:1", "2:2"), "n_mem_heads": 1, "top_m": 8}},
     "pkm": MEMORY | {"placement": ("1:1",), "n_mem_heads": 2},
     "peer": MEMORY,
     "memory_plus": MEMORY,
@@ -89,7 +91,7 @@ def test_uniform_routing_costs_what_the_formula_expects(routing, name, batch):
     assert np.mean(found, axis=0) == pytest.approx([expected, bytes_expected], rel=0.05)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHS if name not in ("ultramem_v2", "memory_plus")])
+@pytest.mark.parametrize("name", [name for name in ARCHS if name not in ("ultramem_v2", "memory_plus", "hybrid")])
 def test_disjoint_routing_costs_the_worst_case_exactly(routing, name):
     routing(lambda rows, reads, T: (torch.arange(T)[:, None] * reads + torch.arange(reads)) % rows)
     model = build(name, **({} if name in ("moe", "peer") else {"expansion": 1}))
@@ -98,7 +100,7 @@ def test_disjoint_routing_costs_the_worst_case_exactly(routing, name):
         assert count(model, batch)[1] == cost.bytes(batch, 4, "worst")
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHS if name != "moe"])
+@pytest.mark.parametrize("name", [name for name in ARCHS if name not in ("moe", "hybrid")])
 def test_recorded_rows_are_those_that_the_layers_choose(name):
     model, chosen = build(name), []
 
