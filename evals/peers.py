@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from kernels.allocator import keep_memory
-from models.moe import MoEConfig
+from models.moe import MoE, MoEConfig
 from models.peer import PEERConfig
 from models.pkm import PKMConfig
+from models.slot import ArchConfig
 from models.ultramem import UltraMemConfig
 
 PINS = (
@@ -68,7 +70,7 @@ def output(result: Tensor | tuple) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-def memory_of(config, d_model: int) -> nn.Module:
+def memory_of(config: ArchConfig, d_model: int) -> nn.Module:
     (placed,) = config.memories(d_model, 1)
     return placed.module
 
@@ -82,7 +84,7 @@ def pairs(d: int) -> dict[str, dict[str, tuple[nn.Module, Callable[[Tensor], Ten
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
     from ultra_mem import UltraMem
 
-    common = {"d_ff": 0, "placement": ("0:0",)}
+    common: dict[str, Any] = {"d_ff": 0, "placement": ("0:0",)}
     pkm = PKMConfig(**common, n_keys=N_KEYS, d_key=128, n_mem_heads=4, top_m=32, qk_norm="layer")
     # ultra-mem has one query for two heads of 32 picks, each reading half of the value; its 2^18 logical cells share 2^16
     # values among 4 expansions, full keys per rank.
@@ -115,7 +117,8 @@ def pairs(d: int) -> dict[str, dict[str, tuple[nn.Module, Callable[[Tensor], Ten
         "MoE top-8": (64, 8, d // 2, OlmoeConfig, OlmoeSparseMoeBlock),
     }
     for name, (n_experts, top_k, width, config, block) in experts.items():
-        ours = MoEConfig(n_experts=n_experts, top_k=top_k, d_expert=width, weights="renormalised").feed_forward(d, 0, 1)
+        experts_of = MoEConfig(n_experts=n_experts, top_k=top_k, d_expert=width, weights="renormalised")
+        ours = MoE(d, experts_of)
         ours.init_weights(0.02, 0.02)
         found[name] = {"ours": (ours, first(ours))}
         for how in ("eager", "grouped_mm"):

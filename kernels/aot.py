@@ -20,6 +20,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
@@ -43,7 +45,7 @@ class Case:
     """One kernel as one call launches it, and what its machine code must show."""
 
     name: str
-    kernel: object
+    kernel: Any
     arguments: tuple
     options: tuple
     wide_loads: int = 0  # 128-bit loads from global memory, at least
@@ -66,7 +68,7 @@ class Build:
     ptx_sha256: str
 
 
-def launches(call):
+def launches(call: Callable[[], object]) -> list[tuple]:
     """(kernel, arguments, options) of every launch within `call`, none of which happens."""
     caught = []
     start, launch.start = launch.start, lambda kernel, grid, *rest: caught.append((kernel, *rest))
@@ -77,17 +79,19 @@ def launches(call):
     return caught
 
 
-def meta(*shape, dtype=torch.bfloat16, grad=False):
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = False) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad and dtype.is_floating_point)
 
 
-def forward_and_backward(function, *arguments, **options):
+def forward_and_backward(function: Callable, *arguments: object, **options: object) -> None:
     out = function(*arguments, **options)
     out = out[0] if isinstance(out, tuple) else out
     out.backward(torch.empty_like(out))
 
 
-def lookups(dtype, width, n_cores, n_groups, n_tokens=4096, deterministic=True):
+def lookups(
+    dtype: torch.dtype, width: int, n_cores: int, n_groups: int, n_tokens: int = 4096, deterministic: bool = True
+) -> list[tuple]:
     values, weight = meta(1 << 20, width, dtype=dtype, grad=True), meta(n_tokens, 84, n_cores, dtype=dtype, grad=True)
     row, group = meta(n_tokens, 84, dtype=torch.int64), meta(n_tokens, 84, dtype=torch.int64)
     return launches(
@@ -95,25 +99,26 @@ def lookups(dtype, width, n_cores, n_groups, n_tokens=4096, deterministic=True):
     )
 
 
-def products(dtype, n_rows, n_experts=64, tile=None):
+def products(dtype: torch.dtype, n_rows: int, n_experts: int = 64, tile: Tile | None = None) -> list[tuple]:
     x, weight = meta(n_rows, 768, dtype=dtype, grad=True), meta(n_experts, 768, 384, dtype=dtype, grad=True)
     counts = meta(n_experts, dtype=torch.int64)
     return launches(lambda: forward_and_backward(grouped_mm, x, weight, counts, tile=tile))
 
 
-def tuckers(n, m):
+def tuckers(n: int, m: int) -> list[tuple]:
     row, col = (meta(1024, 1, n, 2, dtype=torch.float32, grad=True) for _ in range(2))
-    core, u, t = meta(2, 1, 2, 2, dtype=torch.float32, grad=True), *(meta(1, 2, dtype=torch.float32) for _ in range(2))
+    core = meta(2, 1, 2, 2, dtype=torch.float32, grad=True)
+    u, t = (meta(1, 2, dtype=torch.float32) for _ in range(2))
     return launches(lambda: forward_and_backward(topm.tucker_topm, row, col, core, u, t, m))
 
 
-def cases():
-    def named(label, caught, roles=None, **expected):
+def cases() -> Iterator[Case]:
+    def named(label: str, caught: list[tuple], roles: tuple[str, ...] | None = None, **expected: Any) -> Iterator[Case]:
         for (kernel, arguments, options), role in zip(caught, roles or [""] * len(caught), strict=False):
             name = " ".join((kernel.fn.__name__.strip("_"), role, label)).replace("  ", " ")
             yield Case(name, kernel, arguments, tuple(options.items()), **expected)
 
-    def wide(dtype, width):
+    def wide(dtype: torch.dtype, width: int) -> dict[str, Any]:
         """Loads that bring in the rows in flight: one warp moves 512 bytes at a time."""
         return {"wide_loads": lookup.PICKS * lookup.block(width, lookup.TILE) * dtype.itemsize // 512}
 
@@ -144,7 +149,7 @@ def cases():
     yield from named("control: no tensor cores", small, tensor_cores=True, rejected_for="tensor")
 
 
-def tool(name, path):
+def tool(name: str, path: str) -> str:
     flags = ["-res-usage"] if name == "cuobjdump" else ["-c"]
     return subprocess.run([TOOLS / name, *flags, path], capture_output=True, text=True, check=True).stdout
 
@@ -152,9 +157,9 @@ def tool(name, path):
 OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+(?:\.[A-Za-z0-9_]+)*)", re.M)
 
 
-def count_instructions(sass):
+def count_instructions(sass: str) -> dict[str, int]:
     """Numbers for Build out of nvdisasm's text. A vector of four floats is written F32x4 or 128."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for opcode in OPCODE.findall(sass):
         kind, *modifiers = opcode.split(".")
         is_wide = not {"128", "F32x4"}.isdisjoint(modifiers)
@@ -168,7 +173,7 @@ def count_instructions(sass):
     return {name: counts[name] for name in names if name in counts}
 
 
-def compile_case(case, architecture):
+def compile_case(case: Case, architecture: int) -> Build:
     target = GPUTarget("cuda", architecture, 32)
     backend = make_backend(target)
     binder = create_function_from_signature(case.kernel.signature, case.kernel.params, backend)
@@ -181,16 +186,16 @@ def compile_case(case, architecture):
         file.flush()
         usage = tool("cuobjdump", file.name)
         counts = count_instructions(tool("nvdisasm", file.name))
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[:1]
     ptx = hashlib.sha256(compiled.asm["ptx"].encode()).hexdigest()[:12]
-    zeros = {field.name: 0 for field in dataclasses.fields(Build)}
+    zeros: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Build)}
     return Build(
         **zeros | counts
-        | {"registers": registers, "stack_bytes": stack, "shared_bytes": compiled.metadata.shared, "ptx_sha256": ptx}
+        | {"registers": int(registers), "stack_bytes": int(stack), "shared_bytes": compiled.metadata.shared, "ptx_sha256": ptx}
     )  # fmt: skip
 
 
-def complaints(case, build, ceiling):
+def complaints(case: Case, build: Build, ceiling: int | None) -> list[str]:
     """Every rule that the machine code breaks, in words; ceiling: the most registers it may use, None if not recorded."""
     found = []
     if build.spills or build.stack_bytes:
@@ -208,26 +213,26 @@ def complaints(case, build, ceiling):
     return found
 
 
-def judge(case, build, ceiling):
+def judge(case: Case, build: Build, ceiling: int | None) -> tuple[bool, str]:
     """(passed, complaints): a case passes without complaint, a control with the one it was made for."""
     found = complaints(case, build, ceiling)
     passed = any(case.rejected_for in words for words in found) if case.rejected_for else not found
     return passed, "; ".join(found)
 
 
-def read_ceilings(path=CEILINGS):
+def read_ceilings(path: pathlib.Path = CEILINGS) -> dict[tuple[str, int], int]:
     with path.open(newline="") as file:
         return {(row["case"], int(row["sm"])): int(row["registers"]) + MARGIN for row in csv.DictReader(file)}
 
 
-def write_csv(path, rows, columns):
+def write_csv(path: pathlib.Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--csv", type=pathlib.Path, help="write the table to this file")
     parser.add_argument("--record", action="store_true", help=f"make the register counts found those of {CEILINGS.name}")

@@ -34,7 +34,7 @@ def stable_topm(score_Xn: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def staircase(m: int, n: int) -> tuple[Tensor, Tensor]:
+def staircase(m: int, n: int) -> tuple[Tensor, ...]:
     """Ranks (a, b) with (a+1)(b+1) <= m, both below n: the only pairs of sorted rows and columns that can hold a top-m
     sum, because each such cell is dominated by (a+1)(b+1)-1 others."""
     pairs = [(a, b) for a in range(min(m, n)) for b in range(min(m // (a + 1), n))]

@@ -1,6 +1,7 @@
 """The architectures of the suite. A new one is a file here and a line in `ARCHS`; importing this imports no torch."""
 
 from importlib import import_module
+from typing import Any
 
 ARCHS = {
     "dense": "feed_forward:DenseConfig",
@@ -14,17 +15,21 @@ ARCHS = {
 }
 
 
-def arch_module(name: str) -> str:
+def _line(name: str | None) -> list[str]:
+    if name not in ARCHS:
+        raise ValueError(f"architecture {name!r} is not one of {', '.join(ARCHS)}")
+    return ARCHS[name].split(":")
+
+
+def arch_module(name: str | None) -> str:
     """The module that defines architecture `name`.
 
     Raises:
         ValueError: no such architecture; lists those there are.
     """
-    if name not in ARCHS:
-        raise ValueError(f"architecture {name!r} is not one of {', '.join(ARCHS)}")
-    return f"models.{ARCHS[name].split(':')[0]}"
+    return f"models.{_line(name)[0]}"
 
 
-def arch_config(name: str) -> type:
-    """The config class of architecture `name`."""
-    return getattr(import_module(arch_module(name)), ARCHS[name].split(":")[1])
+def arch_config(name: str | None) -> type[Any]:
+    """The config class of architecture `name`. Raises ValueError as `arch_module`."""
+    return getattr(import_module(arch_module(name)), _line(name)[1])

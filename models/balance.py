@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class BatchShare(nn.Module):
@@ -21,9 +25,12 @@ class BatchShare(nn.Module):
     without gradients first, inside `counting`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.counting, self.total = False, None
+
+    if TYPE_CHECKING:
+        total: Tensor | None
 
     def forward(self, counts: Tensor) -> Tensor:
         counts = counts.float()
@@ -45,7 +52,7 @@ def summed(counts: Tensor) -> Tensor:
 
 
 @contextmanager
-def whole_batch(model: nn.Module, pieces: Iterable, forward: Callable[[object], object]):
+def whole_batch(model: nn.Module, pieces: Iterable, forward: Callable[[object], object]) -> Iterator[None]:
     """Inside, every balance loss of `model` uses the counts of all `pieces` (and workers) together.
 
     Costs one forward pass without gradients a piece where a balance loss is in use and there is more than one piece.

@@ -38,7 +38,7 @@ class Part:
     width: int
     reads: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"part {self.name}: role {self.role!r} is not one of {', '.join(ROLES)}")
 

@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -60,14 +61,14 @@ class Entry:
 
 def p1(arch: ArchConfig, d_model: int, n_layers: int) -> Entry:
     """A model of P1: plain MLP of 4 d_model, no QK-norm; embeddings, norms and value reads are not counted."""
-    backbone = {"vocab_size": 50304, "seq_len": 2048, "qk_norm": False}
+    backbone: dict[str, Any] = {"vocab_size": 50304, "seq_len": 2048, "qk_norm": False}
     model = ModelConfig(arch=arch, d_model=d_model, n_layers=n_layers, n_heads=d_model // 64, **backbone)
     return Entry(model, ("embedding", "norm"), reads=False)
 
 
 def p2(arch: ArchConfig, d_model: int, n_layers: int, n_heads: int) -> Entry:
     """A model of P2's open comparison: activated parameters hold the tied embedding at 227M and none at 1B."""
-    backbone = {"vocab_size": 50304, "seq_len": 4096, "tie_embeddings": d_model < 2048}
+    backbone: dict[str, Any] = {"vocab_size": 50304, "seq_len": 4096, "tie_embeddings": d_model < 2048}
     model = ModelConfig(arch=arch, d_model=d_model, n_layers=n_layers, n_heads=n_heads, **backbone)
     return Entry(model, () if d_model < 2048 else ("embedding",), reads=True)
 
@@ -127,9 +128,9 @@ def ablation_rows() -> dict[str, Entry]:
 
 def entries() -> dict[str, Entry]:
     """Every published model by name."""
-    olmoe = {"n_experts": 64, "top_k": 8}
+    olmoe: dict[str, Any] = {"n_experts": 64, "top_k": 8}
     memory4 = ("2:5", "6:9", "10:13", "14:17")
-    v2 = {"d_pre_value": 192, "d_value": 192}
+    v2: dict[str, Any] = {"d_pre_value": 192, "d_value": 192}
     return {
         "Dense-151M": p1(dense(1024), 1024, 12),
         "Dense-680M": p1(dense(1536), 1536, 24),

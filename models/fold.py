@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class FoldedTable(nn.Module):
 
     def __init__(self, layer: Memory):
         super().__init__()
-        if not layer.cfg.projects or type(layer).project is not Memory.project:
+        if layer.output is None or type(layer).project is not Memory.project:
             raise ValueError(f"{layer.cfg.name} has no output projector that is applied to the pooled values alone")
         E, h, self.window = layer.cfg.blocks, layer.cfg.n_cores, layer.window
         reached = (torch.arange(self.window.side**2) + self.window.offset) % self.window.rows
@@ -60,7 +61,7 @@ class FoldedTable(nn.Module):
         return kernels.weighted_lookup(self.values_ND, row_TMh.flatten(1), weight_TMh.flatten(1)[..., None])[:, 0]
 
 
-def fold_layers(layers: list[Memory]) -> None:
+def fold_layers(layers: list[Any]) -> None:
     """Folds memory layers in place; their stored values, which several may share, go."""
     for layer in layers:
         layer.folded = FoldedTable(layer)
@@ -80,7 +81,7 @@ class FoldedConfig(ArchConfig):
     arch: MemoryConfig
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # a constant elsewhere
         return self.arch.name
 
     def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
@@ -111,9 +112,12 @@ def fold(model: Transformer) -> Transformer:
     Raises:
         ValueError: it has no memory layers, or they cannot be folded (FoldedTable).
     """
+    arch = model.cfg.arch
     if not model.memories:
-        raise ValueError(f"{model.cfg.arch.name} has no memory layers to fold")
+        raise ValueError(f"{arch.name} has no memory layers to fold")
+    if not isinstance(arch, MemoryConfig):
+        raise ValueError(f"{arch.name} has more than memory layers in its slots; only those of a memory architecture fold")
     folded = deepcopy(model).eval()
     fold_layers(list(folded.memories))
-    folded.cfg = replace(model.cfg, arch=FoldedConfig(arch=model.cfg.arch))
+    folded.cfg = replace(model.cfg, arch=FoldedConfig(arch=arch))
     return folded

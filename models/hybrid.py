@@ -45,7 +45,7 @@ class HybridConfig(MoEConfig):
     d_key: int
     memory: dict[str, Any] = field(default_factory=lambda: {"name": "ultramem", "placement": ("every 2",), "top_m": 32})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.split <= 1:
             raise ValueError(f"split {self.split} must lie between 0 and 1: memory's share of the stored sparse parameters")

@@ -12,7 +12,7 @@ mismatch smallest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from models.transformer import ModelConfig
@@ -90,11 +90,11 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, m
             return found
         return wide(nearest(target_flops, lambda units: flops(wide(units)), high=1 << 16))  # the size follows the width
 
-    if not arch.size_knob:
+    if not (size_knob := arch.size_knob):
         return at_width(model)
 
     def at_size(size: int) -> ModelConfig:
-        return at_width(turn(model, **{arch.size_knob: size}))
+        return at_width(turn(model, **{size_knob: size}))
 
     def stored(size: int) -> float:
         sized = at_size(size)
@@ -137,7 +137,7 @@ def solve(model: ModelConfig, target_flops: float, target_params: float, rule: M
     return best
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / min(values)
 
 

@@ -15,6 +15,7 @@ scores (Q, or Q/r where ranks split it), m top_m, h cores, M = H m picks per tok
 from __future__ import annotations
 
 from functools import cache as remember
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,12 @@ from models.linear import Linear
 from models.memory_config import MemoryConfig
 from models.memory_init import initialise
 from models.value_table import Table
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from models.pkm import ProductKeys
+    from models.tucker import Tucker
 
 
 class CausalConv(nn.Module):
@@ -53,6 +60,9 @@ class Normed(nn.Module):
         super().__init__()
         self.kind, self.eps = kind, eps
         self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
+
+    if TYPE_CHECKING:
+        weight: Any  # a parameter; None where kind is "none"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "none":
@@ -84,7 +94,15 @@ class Memory(nn.Module):
         memory: number of this memory layer. table: a table to share; None makes and initialises one.
     """
 
-    def __init__(self, cfg: MemoryConfig, selector: nn.Module, d_model: int, n_layers: int, memory: int, table: Table | None):
+    def __init__(
+        self,
+        cfg: MemoryConfig,
+        selector: ProductKeys | Tucker,
+        d_model: int,
+        n_layers: int,
+        memory: int,
+        table: Table | None,
+    ):
         super().__init__()
         L, H, Q = len(cfg.spans(n_layers)), cfg.n_mem_heads, cfg.d_key
         self.cfg, self.d_model, self.n_layers = cfg, d_model, n_layers
@@ -116,6 +134,12 @@ class Memory(nn.Module):
         if self.output is not None:
             self.output.requires_grad_(True)
 
+    if TYPE_CHECKING:
+        kept: Any  # keys and what they were made of, or None
+        shuffle: Tensor | None
+        jumps: Tensor | None
+        table: Table
+
     def add_parts(self, d_model: int) -> None:
         """Linear maps of a subclass."""
 
@@ -140,7 +164,7 @@ class Memory(nn.Module):
             for name in self.table.value_names:
                 getattr(self.table, name).mul_(width_scale**-0.5)
 
-    def extra_linears(self) -> tuple[nn.Linear, ...]:
+    def extra_linears(self) -> tuple[nn.Linear | None, ...]:
         return ()
 
     def by_rank(self, x_XgQ: Tensor) -> Tensor:
@@ -276,7 +300,7 @@ def recall_tokens(n_keys: int) -> int:
     return max(1, min(64, 2**24 // n_keys**2))
 
 
-def recall(selector: nn.Module, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> tuple[float, float]:
+def recall(selector: ProductKeys | Tucker, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> tuple[float, float]:
     """Share of the brute-force top-m that was picked: of the whole grid, and of the quadrant that the selector searches."""
     m = index_THm.shape[-1]
     score_THnn, searched_THnn = selector.grid(row_THnr, col_THnr)

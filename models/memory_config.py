@@ -9,13 +9,18 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache as remember
 from math import isqrt
-from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from models.cost import Cost, Part, dense
 from models.feed_forward import FeedForward, feed_forward_cost
 from models.slot import ArchConfig, Placed
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from models.value_table import Table
 
 
 class Window(NamedTuple):
@@ -93,8 +98,8 @@ class MemoryConfig(ArchConfig):
     def smallest_size(self) -> int:
         return isqrt(self.top_m) + 1
 
-    def __post_init__(self):
-        for name, allowed in choices(type(self)).items():
+    def __post_init__(self) -> None:
+        for name, allowed in choices(type(self)).items():  # type: ignore[arg-type]  # mypy: the class has its instances' hash
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
         for name in ("n_keys", "d_key", "n_mem_heads", "top_m", "query_conv", "expansion"):
@@ -170,7 +175,7 @@ class MemoryConfig(ArchConfig):
         """Width of pre-values (PEER, P2 eq. 13-15); 0 is none."""
         return 0
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         """Memory layer number `memory`; makes its value table unless given one."""
         raise NotImplementedError
 
@@ -178,6 +183,8 @@ class MemoryConfig(ArchConfig):
         return FeedForward(d_model, self.d_ff, self.glu)
 
     def memories(self, d_model: int, n_layers: int) -> list[Placed]:
+        if TYPE_CHECKING:
+            tables: dict[int, Any]  # each the Table of the layer that made it
         placed, tables = [], {}
         spans = self.spans(n_layers)
         for memory, (read_at, write_at) in enumerate(spans):

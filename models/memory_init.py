@@ -18,16 +18,21 @@ D d_model, L n_layers, Q d_key, C d_value, P d_pre_value, M picks per token, h c
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 import kernels
 
+if TYPE_CHECKING:
+    from models.memory import Memory
+
 N_DRAWS = 512
 
 
 @torch.no_grad()
-def initialise(layer: nn.Module, fill_table: bool) -> None:
+def initialise(layer: Memory, fill_table: bool) -> None:
     """Fills every parameter of a `Memory`; a shared table is filled by the layer that made it."""
     cfg, D, style = layer.cfg, layer.d_model, layer.cfg.choice("init")
     Q, K, table = cfg.d_key, layer.rank_width, layer.table
@@ -65,15 +70,15 @@ def initialise(layer: nn.Module, fill_table: bool) -> None:
     if fill_table:
         nn.init.normal_(table.values_NC, std=value_std)
         if P:
-            nn.init.normal_(table.pre_values_NP, std=pre_std)
+            nn.init.normal_(table.pre_values_NP, std=pre_std)  # type: ignore[arg-type]  # None only without P
 
 
-def drawn_tokens(layer: nn.Module) -> Tensor:
+def drawn_tokens(layer: Memory) -> Tensor:
     x_BTD = torch.randn(1, N_DRAWS, layer.d_model, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return x_BTD.to(layer.query.weight)
 
 
-def one_row_gain(layer: nn.Module) -> float:
+def one_row_gain(layer: Memory) -> float:
     """What the one row of a placebo is scaled by, so that its layer starts as loud as with a row for every pick.
 
     The variance of a block's output is that of a value times the sum of the squared weights of its picks where these read
@@ -86,11 +91,11 @@ def one_row_gain(layer: nn.Module) -> float:
     return (weight_TMh.square().sum() / sum_TEh.square().sum()).sqrt().item()
 
 
-def calibrate(layer: nn.Module) -> float:
+def calibrate(layer: Memory) -> float:
     """Scales the query so that the mean selected score is 1 (raw scores only), and returns their second moment."""
     weight, x_BTD = layer.query.weight, drawn_tokens(layer)
 
-    def draw():
+    def draw() -> Tensor:
         return layer.weigh(layer.select(*layer.scores(x_BTD))[0])
 
     mean = draw().mean()

@@ -11,7 +11,7 @@ T tokens, D d_model, C d_value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from models.linear import Linear
 from models.memory import Memory
 from models.memory_config import MemoryConfig, Window
 from models.pkm import ProductKeys
+
+if TYPE_CHECKING:
+    from models.value_table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class MemoryPlusConfig(MemoryConfig):
     def projects(self) -> bool:
         return True
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         return MemoryPlus(self, ProductKeys(), d_model, n_layers, memory, table)
 
     def extra_parts(self, d_model: int) -> tuple[Part, ...]:
@@ -52,6 +55,9 @@ class MemoryPlusConfig(MemoryConfig):
 
 class MemoryPlus(Memory):
     """A product-key memory behind a gate that its input opens."""
+
+    if TYPE_CHECKING:
+        output: Linear
 
     def add_parts(self, d_model: int) -> None:
         self.open = Linear(d_model, self.output.in_features)

@@ -16,7 +16,7 @@ T tokens, D d_model, E n_experts, k top_k, S = T*k routed tokens sorted by exper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from models.cost import Cost, Part, dense
 from models.decode import DecodeState
 from models.feed_forward import FeedForward, feed_forward_cost
 from models.slot import ArchConfig
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class MoEConfig(ArchConfig):
     router_init: float = 1.0
     router_frozen: Literal["no", "yes", "blind"] = "no"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.top_k <= self.n_experts:
             raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
         if self.router_init <= 0:
@@ -122,13 +125,13 @@ class Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor, repeat: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, repeat: int) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.repeat = repeat
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors
         grad = grad.index_select(0, inverse)
         if ctx.repeat > 1:
@@ -153,6 +156,9 @@ class MoE(nn.Module):
         self.down_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.shared = FeedForward(d_model, cfg.d_shared, cfg.glu) if cfg.d_shared else None
         self.register_buffer("scale", torch.ones(()))
+
+    if TYPE_CHECKING:
+        scale: Tensor
 
     def init_weights(self, std: float, out_std: float) -> None:
         nn.init.normal_(self.router.weight, std=std * self.cfg.router_init)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,7 +32,7 @@ META_V2 = (
     *("d_model", "axis", "d_key", "d_value", "d_pre_value", "top_m", "n_mem_heads", "n_layers", "layer", "key_expand"),
     *("value_expand", "gelu", "tucker_rank", "n_cores", "n_rows", "view_rows", "offset"),
 )
-OFFICIAL = {"variant": "code", "placement": ("all",), "d_ff": 1, "query_conv": 1}
+OFFICIAL: dict[str, Any] = {"variant": "code", "placement": ("all",), "d_ff": 1, "query_conv": 1}
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def build(case: dict[str, Tensor]) -> Memory:
         raise ValueError(f"meta holds {len(meta)} numbers; UltraMem's has {len(META_V1)}, UltraMemV2's {len(META_V2)}")
     if n_rows != len(case["values"]):
         raise ValueError(f"values has {len(case['values'])} rows; meta asks for {n_rows}")
-    memory = torch.nn.ModuleList(placed.module for placed in cfg.memories(d_model, n_layers)).double()[layer]
+    memory: Any = torch.nn.ModuleList(placed.module for placed in cfg.memories(d_model, n_layers)).double()[layer]
     if len(meta) == len(META_V2):
         ours = (memory.axis, memory.window.rows, memory.window.side**2, memory.window.offset, cfg.blocks)
         theirs = tuple(sizes[k] for k in ("axis", "n_rows", "view_rows", "offset", "value_expand"))
@@ -92,7 +93,8 @@ def build(case: dict[str, Tensor]) -> Memory:
     return memory
 
 
-def official_names(memory: Memory) -> dict[str, Tensor]:
+def official_names(memory: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of a `Memory` with Tucker retrieval, under the release's names."""
     names = {
         "query_weight": memory.query.weight,
         "query_norm_weight": memory.query_norm.weight,
@@ -114,7 +116,7 @@ def shown(name: str, ours: Tensor) -> Tensor:
     return ours.transpose(0, 1).transpose(-1, -2) if name in ("keys", "grad_keys") else ours
 
 
-def compute(memory: Memory, case: dict[str, Tensor]) -> dict[str, Tensor]:
+def compute(memory: Any, case: dict[str, Tensor]) -> dict[str, Tensor]:
     """Everything the file says came out of the official layer, from ours."""
     x = case["x"].clone().requires_grad_()
     score_THmh, index_THm = memory.select(*memory.scores(x))
@@ -130,7 +132,10 @@ def compute(memory: Memory, case: dict[str, Tensor]) -> dict[str, Tensor]:
     parameters = official_names(memory)
     for name in case:
         if name.startswith("grad_") and name not in ("grad_x", "grad_y"):
-            out[name] = shown(name, parameters[name.removeprefix("grad_")].grad)
+            grad = parameters[name.removeprefix("grad_")].grad
+            if grad is None:
+                raise ValueError(f"{name}: ours got no gradient")
+            out[name] = shown(name, grad)
     memory.selector.refresh()
     return out | {"tucker_u": memory.selector.u_Hr, "tucker_v": memory.selector.t_Hr}
 

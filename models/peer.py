@@ -8,7 +8,7 @@ T tokens, D d_model, h cores (1), M picks per token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ import kernels
 from models.memory import Memory
 from models.memory_config import MemoryConfig
 from models.pkm import ProductKeys
+
+if TYPE_CHECKING:
+    from models.value_table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class PEERConfig(MemoryConfig):
     name: ClassVar[str] = "peer"
     activation: Literal["none", "gelu"] = "gelu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.d_value is not None:
             raise ValueError("PEER's values are as wide as the model: leave d_value out")
@@ -38,12 +41,15 @@ class PEERConfig(MemoryConfig):
     def pre_width(self, d_model: int) -> int:
         return d_model
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         return PEER(self, ProductKeys(), d_model, n_layers, memory, table)
 
 
 class PEER(Memory):
     """A memory whose picks are one-neuron experts."""
+
+    if TYPE_CHECKING:
+        cfg: PEERConfig
 
     def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
         hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), x_TD)

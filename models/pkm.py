@@ -9,7 +9,7 @@ T tokens, H memory heads, n keys per axis, r rank (1 here), m top_m, h cores (1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import kernels
 from models.memory import Memory
 from models.memory_config import MemoryConfig
+
+if TYPE_CHECKING:
+    from models.value_table import Table
 
 
 class ProductKeys(nn.Module):
@@ -57,5 +60,5 @@ class PKMConfig(MemoryConfig):
     value_lr_multiplier: float = 5 / 3
     value_lr_schedule: Literal["decay", "constant"] = "constant"
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         return Memory(self, ProductKeys(), d_model, n_layers, memory, table)

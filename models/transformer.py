@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ from models.decode import DecodeState
 from models.linear import Linear
 from models.overlap import Overlap, at_once
 from models.slot import ArchConfig
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class ModelConfig:
     qk_norm: bool = True
     rope_theta: float = 10_000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         if (self.d_model // self.n_heads) % 2:
@@ -204,6 +208,12 @@ class Transformer(nn.Module):
         self.register_buffer("sin_TK", sin_TK, persistent=False)
         self.init_weights()
 
+    if TYPE_CHECKING:
+        blocks: Any  # a ModuleList, which does not say of what
+        memories: Any
+        cos_TK: Tensor
+        sin_TK: Tensor
+
     @torch.no_grad()
     def init_weights(self) -> None:
         """The backbone's weights; memory layers and experts initialise what is theirs in their own constructors."""
@@ -223,7 +233,7 @@ class Transformer(nn.Module):
         past = {}
         for module in self.modules():
             if hasattr(module, "past_shape"):
-                n_tensors, n_heads, width = module.past_shape
+                n_tensors, n_heads, width = module.past_shape  # type: ignore[misc]  # as pyproject.toml says of hasattr
                 shape = (n_tensors, batch, n_heads, length, width)
                 past[module] = self.embedding.weight.new_empty(shape, dtype=dtype, device=device, requires_grad=False)
         return DecodeState(past)

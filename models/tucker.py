@@ -11,6 +11,8 @@ T tokens, H memory heads, n keys per axis, r tucker_rank, m top_m, h n_cores.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,10 @@ class Tucker(nn.Module):
         self.core_hHrr = nn.Parameter(torch.empty(n_cores, n_heads, rank, rank))
         self.register_buffer("u_Hr", torch.ones(n_heads, rank))
         self.register_buffer("t_Hr", torch.ones(n_heads, rank))
+
+    if TYPE_CHECKING:
+        u_Hr: Tensor
+        t_Hr: Tensor
 
     def initialise(self) -> None:
         """Cores U(0, 1), as in the release; the papers do not say (GAP)."""

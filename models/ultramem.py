@@ -8,7 +8,7 @@ skip placement, qk_norm, expansion (IVE, eq. 13-15), retrieval "tucker" (TDQKR, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from models.memory import Memory
 from models.memory_config import MemoryConfig
 from models.pkm import ProductKeys
 from models.tucker import Tucker
+
+if TYPE_CHECKING:
+    from models.value_table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +49,20 @@ class UltraMemConfig(MemoryConfig):
     variant: Literal["paper", "code"] = "paper"
     retrieval: Literal["product", "tucker"] = "tucker"
     tucker_rank: int = 2
-    n_cores: int = 2
-    rank_query: Literal["variant", "split", "shared", "own", "release"] = "variant"
+    n_cores: int = 2  # type: ignore[misc]  # a constant of MemoryConfig, a field here
+    rank_query: Literal["variant", "split", "shared", "own", "release"] = "variant"  # type: ignore[misc]  # a constant of MemoryConfig, a field here
     tucker_penalty: float = 0.001
     tucker_threshold: float = 0.15
     score_fn: Literal["softmax", "none"] = "none"
     share_query: Literal["none", "heads"] = "heads"
-    qk_norm: Literal["variant", "none", "rms", "layer"] = "variant"
+    qk_norm: Literal["variant", "none", "rms", "layer"] = "variant"  # type: ignore[assignment]  # one more choice than above
     query_conv: int = 3
     expansion: int = 4
-    init: Literal["variant", "lample", "ultramem", "ultramem_v2", "code"] = "variant"
+    init: Literal["variant", "lample", "ultramem", "ultramem_v2", "code"] = "variant"  # type: ignore[assignment]  # so here
     value_lr_multiplier: float = 10.0
     value_lr_decay_fraction: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.retrieval == "product" and self.n_cores > 1:
             raise ValueError(f"n_cores {self.n_cores} needs retrieval tucker: product scores have no cores")
@@ -73,10 +76,10 @@ class UltraMemConfig(MemoryConfig):
         return self.variants[self.variant][name] if value == "variant" else value
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> int:  # type: ignore[override]  # a constant of MemoryConfig
         return self.tucker_rank if self.retrieval == "tucker" else 1
 
-    def selector(self) -> nn.Module:
+    def selector(self) -> ProductKeys | Tucker:
         if self.retrieval == "product":
             return ProductKeys()
         return Tucker(self.n_mem_heads, self.n_cores, self.rank, self.tucker_penalty, self.tucker_threshold)
@@ -84,7 +87,7 @@ class UltraMemConfig(MemoryConfig):
     def core_params(self) -> int:
         return self.n_cores * self.n_mem_heads * self.rank**2 if self.retrieval == "tucker" else 0
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         return Memory(self, self.selector(), d_model, n_layers, memory, table)
 
     def extra_parts(self, d_model: int) -> tuple[Part, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,11 @@ from models.linear import Linear
 from models.memory import Memory
 from models.memory_config import Window
 from models.ultramem import UltraMemConfig
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from models.value_table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class UltraMemV2Config(UltraMemConfig):
     tucker_penalty: float = 0.0
     value_lr_multiplier: float = 4.0
     value_lr_decay_fraction: float = 0.25
-    projection: Literal["each", "one"] = "one"
+    projection: Literal["each", "one"] = "one"  # type: ignore[misc]  # a constant of MemoryConfig, a field here
     d_pre_value: int | None = None
     activation: Literal["none", "gelu"] = "none"
     share: Literal["none", "ring", "block"] = "none"
@@ -70,7 +75,7 @@ class UltraMemV2Config(UltraMemConfig):
     balance_loss: float = 0.0
     memory_share: float | None = 0.17
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.share_ratio <= 1:
             raise ValueError(f"share_ratio {self.share_ratio} must lie in (0, 1]: the share of the layers' rows seen by one")
@@ -92,7 +97,7 @@ class UltraMemV2Config(UltraMemConfig):
     def pre_width(self, d_model: int) -> int:
         return self.value_width(d_model) if self.d_pre_value is None else self.d_pre_value
 
-    def layer(self, d_model: int, n_layers: int, memory: int, table: nn.Module | None) -> nn.Module:
+    def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
         return UltraMemV2(self, self.selector(), d_model, n_layers, memory, table)
 
     def extra_parts(self, d_model: int) -> tuple[Part, ...]:
@@ -103,12 +108,16 @@ class UltraMemV2Config(UltraMemConfig):
 class UltraMemV2(Memory):
     """Weighs picks by their pre-values on top, and can balance the use of keys."""
 
+    if TYPE_CHECKING:
+        cfg: UltraMemV2Config
+        batch_share: Any  # a BatchShare where there is a balance loss, or None
+
     def add_parts(self, d_model: int) -> None:
         P = self.cfg.pre_width(d_model)
         self.pre_project = Linear(d_model, P) if P else None
         self.batch_share = BatchShare() if self.cfg.balance_loss else None
 
-    def extra_linears(self) -> tuple[nn.Linear, ...]:
+    def extra_linears(self) -> tuple[nn.Linear | None, ...]:
         return (self.pre_project,)
 
     def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:

@@ -5,21 +5,26 @@ T tokens, M picks per token, N table rows, R rows that are touched, C d_value.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class TouchedRows(torch.autograd.Function):
     """table[rows] whose gradient is sparse: no dense gradient of a table of which a step reads little."""
 
     @staticmethod
-    def forward(ctx, table_NC: Tensor, rows_R: Tensor) -> Tensor:
+    def forward(ctx: Any, table_NC: Tensor, rows_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_R)
         ctx.shape = table_NC.shape
         return table_NC.index_select(0, rows_R)
 
     @staticmethod
-    def backward(ctx, grad_RC: Tensor):
+    def backward(ctx: Any, grad_RC: Tensor) -> tuple[Tensor, None]:
         (rows_R,) = ctx.saved_tensors
         return torch.sparse_coo_tensor(rows_R[None], grad_RC, ctx.shape, is_coalesced=True, check_invariants=False), None
 
@@ -37,6 +42,11 @@ class Table(nn.Module):
         self.values_NC = nn.Parameter(torch.empty(n_rows, d_value))
         self.pre_values_NP = nn.Parameter(torch.empty(n_rows, d_pre_value)) if d_pre_value else None
         self.value_names = ("values_NC", "pre_values_NP") if d_pre_value else ("values_NC",)
+
+    if TYPE_CHECKING:
+        values_NC: Any  # a parameter; None once folded (fold.py)
+        pre_values_NP: Any  # a parameter, or None
+        value_names: tuple[str, ...]
 
     def read(self, name: str, row_TM: Tensor) -> tuple[Tensor, Tensor]:
         """A table to look rows up in, and the rows' places in it: the whole one, or the rows that are touched."""

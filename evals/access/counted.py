@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.runs import load_run
 from models.moe import MoE
-from models.transformer import ModelConfig
+from models.transformer import ModelConfig, Transformer
 
 WINDOW = 64
 DRAWS = 8
@@ -59,7 +60,7 @@ class Reads(list[Read]):
 
     def unique(self) -> dict[tuple[int, int, int], int]:
         """Distinct records read of each bank."""
-        asked = {}
+        asked: dict[tuple[int, int, int], list[Tensor]] = {}
         for read in self:
             asked.setdefault(read.bank, []).append(read.index_TM.flatten())
         return {bank: torch.cat(index).unique().numel() for bank, index in asked.items()}
@@ -72,7 +73,7 @@ class Reads(list[Read]):
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[Reads]:
+def recorded(model: Transformer) -> Iterator[Reads]:
     """Fills a list with what the model's layers read from experts and value tables, without gradients.
 
     Raises:
@@ -93,14 +94,14 @@ def recorded(model: nn.Module) -> Iterator[Reads]:
         reads.append(Read(now.layer, [table], index_TM))
 
     def by_row(kernel: Callable) -> Callable:
-        def wrapped(table: Tensor, row_TM: Tensor, *rest):
+        def wrapped(table: Tensor, row_TM: Tensor, *rest: Any) -> Tensor:
             read(table, row_TM)
             return kernel(table, row_TM, *rest)
 
         return wrapped
 
     def route(kernel: Callable) -> Callable:
-        def wrapped(*arguments):
+        def wrapped(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             result = kernel(*arguments)
             now.routed = result[2]
             return result
@@ -108,7 +109,7 @@ def recorded(model: nn.Module) -> Iterator[Reads]:
         return wrapped
 
     def by_count(kernel: Callable) -> Callable:
-        def wrapped(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor):
+        def wrapped(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
             if not torch.equal(torch.bincount(now.routed.flatten(), minlength=len(weight_EDF)), counts_E):
                 raise ValueError(f"block {now.layer} multiplies other experts than its router chose")
             read(weight_EDF, now.routed)
@@ -137,7 +138,7 @@ def recorded(model: nn.Module) -> Iterator[Reads]:
         raise ValueError(f"{model.cfg.arch.name}: (rows, width) and number of the tables read and of those declared: {told}")
 
 
-def slots(model: nn.Module) -> list[tuple[int, nn.Module]]:
+def slots(model: Transformer) -> list[tuple[int, nn.Module]]:
     """Feed-forwards and memories with the block that they read."""
     memories = zip(model.placement, model.memories, strict=True)
     return [*((at, block.ffn) for at, block in enumerate(model.blocks)), *((at, memory) for (at, _), memory in memories)]
@@ -155,7 +156,7 @@ def views(cfg: ModelConfig, dtype: str) -> list[View]:
     return [View("ffn", cost.only(*FEED_FORWARD)), View("model", cost), View("model", cost, kv_name(cfg), cfg.seq_len, cache)]
 
 
-def asked(model: nn.Module, token_SW: Tensor, position_SP: Tensor, chunk: int = 64) -> Reads:
+def asked(model: Transformer, token_SW: Tensor, position_SP: Tensor, chunk: int = 64) -> Reads:
     """What each layer reads at some positions of each window: `index_TM` becomes (S, P, M)."""
     chunks = []
     for window_SW, place_SP in zip(token_SW.split(chunk), position_SP.split(chunk), strict=True):
@@ -177,7 +178,7 @@ def steps(reads: Reads, n_windows: int, batch: int, seed: int = 0) -> list[Reads
     return drawn
 
 
-def dense_params(model: nn.Module, reads: Reads) -> list[int]:
+def dense_params(model: Transformer, reads: Reads) -> list[int]:
     """Parameters that every token reads in the feed-forward and memories of each block."""
     sparse = {table.data_ptr() for read in reads for table in read.tables}
     totals = [0] * len(model.blocks)
@@ -186,7 +187,7 @@ def dense_params(model: nn.Module, reads: Reads) -> list[int]:
     return totals
 
 
-def counted(model: nn.Module, token_SW: Tensor, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Iterator[dict]:
+def counted(model: Transformer, token_SW: Tensor, batches: tuple[int, ...] = BATCHES, seed: int = 0) -> Iterator[dict]:
     """Rows of the `access` table without run, arch and size: means over `DRAWS` steps, per block and over the model."""
     S, W = token_SW.shape
     rng = np.random.default_rng(seed)
@@ -242,7 +243,7 @@ def rows(folder: Path, batches: tuple[int, ...] = BATCHES, device: str = "cpu") 
         yield names | row
     dtype = DTYPES[next(opened.model.parameters()).dtype]
     for view in views(config.model, dtype):
-        yield from declared(*names.values(), view, batches, dtype)
+        yield from declared(config.run, config.arch, config.size, view, batches, dtype)
 
 
 def papers(batches: tuple[int, ...] = BATCHES) -> Iterator[dict]:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def read_counters(log: str) -> dict[str, float]:
         )
     lines = [line for line in log.splitlines() if line.startswith('"')]
     rows = csv.DictReader(lines[next((i for i, line in enumerate(lines) if '"Metric Name"' in line), len(lines)) :])
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for row in rows:
         if row["Metric Value"] is None:
             raise ValueError(f"ncu's output is cut short in a line of {row.get('Kernel Name')}")

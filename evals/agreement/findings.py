@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -31,22 +32,22 @@ def one_side(table: str, key: str, in_a: bool) -> Finding:
     return Finding(table, key, "", *(("there", "missing") if in_a else ("missing", "there")), "same rows", "one side")
 
 
-def finding(table: str, key: str, column: str, a, b, rule: str, agree: bool) -> Finding:
+def finding(table: str, key: str, column: str, a: Any, b: Any, rule: str, agree: bool) -> Finding:
     """One comparison of two cells."""
     return Finding(table, key, column, text(a), text(b), rule, "agree" if agree else "differ")
 
 
-def equal(a, b) -> bool:
+def equal(a: Any, b: Any) -> bool:
     """Equal, or both missing."""
     return bool((pd.isna(a) and pd.isna(b)) or (not pd.isna(a) and not pd.isna(b) and a == b))
 
 
-def near(a, b, tolerance: float = TIGHT) -> bool:
+def near(a: Any, b: Any, tolerance: float = TIGHT) -> bool:
     """Equal to a relative tolerance, or both missing."""
     return equal(a, b) or (not pd.isna(a) and not pd.isna(b) and math.isclose(a, b, rel_tol=tolerance))
 
 
-def text(value) -> str:
+def text(value: Any) -> str:
     """A cell as it is told, "" if missing; the parts of a key in a row."""
     if isinstance(value, tuple):
         return " ".join(part for part in value if part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Claim:
     confounded: tuple[str, ...] = ()
     readings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problem = None
         if self.kind not in KINDS:
             problem = f"has kind {self.kind!r}, which is not one of {', '.join(KINDS)}"
@@ -63,17 +64,17 @@ class Claim:
             problem = f"has direction {self.direction!r}, which is not one of {', '.join(DIRECTIONS)}"
         elif (self.direction == "within") != (self.band is not None):
             problem = "needs a band if its direction is within, and only then"
-        elif misfit := self._misfit():
+        elif misfit := self._misfit(METRICS[self.metric]):
             problem = f"does not fit its metric: {misfit}"
         elif self.tolerance is not None and self.published is None:
             problem = "has a tolerance about no published value"
         if problem:
             raise UserError(f"claim {self.id} {problem}")
 
-    def _misfit(self) -> str:
+    def _misfit(self, metric: Callable[..., Evidence]) -> str:
         try:
             for reading in ({}, *self.readings.values()):
-                inspect.signature(METRICS[self.metric]).bind(None, **(self.args | reading))
+                inspect.signature(metric).bind(None, **(self.args | reading))
         except TypeError as error:
             return str(error)
         return ""
@@ -81,7 +82,7 @@ class Claim:
     @property
     def bound(self) -> float:
         """The size the effect has to reach: the published value weakened by the tolerance, never beyond `neutral`."""
-        if self.tolerance is None:
+        if self.tolerance is None or self.published is None:
             return self.neutral
         if self.direction == "above":
             return max(self.neutral, self.published - self.tolerance)
@@ -129,7 +130,7 @@ def load(path: Path = CLAIMS) -> Ledger:
         raise UserError(f"{path} has claim {', '.join(repeated)} more than once")
     by_id = {claim.id: claim for claim in claims}
     for claim in claims:
-        named = [
+        named: list[tuple[str, Any]] = [
             (claim.scale, ledger.scales),
             (claim.test or claim.id, by_id),
             *((c, ledger.confounds) for c in claim.confounded),

@@ -14,9 +14,10 @@ Every verdict speaks of the scale in its last column and no other.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ def judge(ledger: Ledger, results: Results) -> list[dict]:
             if claim.metric is None:
                 raise NotTested(claim.why)
             _big_enough(ledger.scales[claim.scale], claim, results)
-            found, verdict = _ruled(claim, results)
+            found, verdict = _ruled(METRICS[claim.metric], claim, results)
             if why := [text for name in claim.confounded if (text := _confound(ledger.confounds[name], results))]:
                 verdict = replace(verdict, verdict="confounded", reason=f"{'; '.join(why)}; {verdict.reason}")
         except NotTested as reason:
@@ -65,14 +66,14 @@ def judge(ledger: Ledger, results: Results) -> list[dict]:
     return rows
 
 
-def _ruled(claim: Claim, results: Results) -> tuple[Evidence, Verdict]:
+def _ruled(metric: Callable[..., Evidence], claim: Claim, results: Results) -> tuple[Evidence, Verdict]:
     """The evidence and verdict of a claim; of one with several readings, those of the first if all agree."""
     if not claim.readings:
-        found = METRICS[claim.metric](results, **claim.args)
+        found = metric(results, **claim.args)
         return found, rule(claim, found)
     each = {}
     for words, differ in claim.readings.items():
-        found = METRICS[claim.metric](results, **(claim.args | differ))
+        found = metric(results, **(claim.args | differ))
         each[words] = found, rule(replace(claim, why=""), found)
     found, verdict = next(iter(each.values()))
     name = verdict.verdict if len({one.verdict for _, one in each.values()}) == 1 else "ambiguous"
@@ -101,7 +102,7 @@ def _big_enough(needed: dict[str, float], claim: Claim, results: Results) -> Non
 def _row(claim: Claim, found: Evidence | None, verdict: Verdict, results: Results) -> dict:
     published = "" if claim.published is None else f"{claim.published:g} {claim.unit}".strip()
     arguments = ", ".join(f"{key}={value}" for key, value in claim.args.items())
-    row = {
+    row: dict[str, Any] = {
         "id": claim.id,
         "paper": claim.paper,
         "kind": claim.kind,

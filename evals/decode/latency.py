@@ -163,7 +163,9 @@ def measure(settings: Latency, entries: list[Entry], device: str, say: Callable[
     if threads:
         torch.set_num_threads(threads)
     ratios = list(dict.fromkeys(entry.sparse_ratio for entry in entries))
-    rows, machines, speeds = [], {}, []
+    rows: list[dict] = []
+    machines: dict = {}
+    speeds: list = []
     for ratio in ratios:
         main = ratio == ratios[0]
         group = [e for e in entries if e.sparse_ratio == ratio and (main or e.cfg.arch.size_knob)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -205,7 +205,7 @@ def _launches(part: Part, launches: dict[str, int]) -> int:
 
 
 def decode(
-    model: Model, device: Speeds, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model", **how
+    model: Model, device: Speeds, launches: dict[str, int], batch: int, kv: str = "mha", part: str = "model", **how: Any
 ) -> Estimate:
     """A decoding step of a published model in bf16 with `CONTEXT` cached tokens; part "ffn" leaves attention out."""
     if part == "ffn":
@@ -237,7 +237,7 @@ def overlapped(
     return replace(plain, seconds=plain.seconds - layers * hidden)
 
 
-def _folded(model: Model, *how, **named) -> Estimate:
+def _folded(model: Model, *how: Any, **named: Any) -> Estimate:
     return decode(folded(model), *how, **named)
 
 

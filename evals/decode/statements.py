@@ -8,9 +8,9 @@ refutes no measurement. The criterion stands in code beside each. Nothing here w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evals.access.declared import EXPANSION, P1_SIZES, Model, folded, p1, resident, v2
 from evals.decode.roofline import EXPERTS, VARIANTS, Device, decode, step
@@ -41,7 +41,7 @@ class Timed:
     device: Device
     launches: dict[str, int]
 
-    def ms(self, model: Model, batch: int, kv: str = "mha", variant: str = "plain", **how) -> float:
+    def ms(self, model: Model, batch: int, kv: str = "mha", variant: str = "plain", **how: Any) -> float:
         return 1e3 * VARIANTS[variant](model, self.device, self.launches, batch, kv, **how).seconds
 
     def ratios(self, over: Model, under: Model, kv: str) -> dict[float, int]:
@@ -76,7 +76,7 @@ def _by_cache(values: dict[str, str]) -> str:
     return ", ".join(f"{text} with {CACHES[kv]}" for kv, text in values.items())
 
 
-def _span(values) -> str:
+def _span(values: Collection[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 

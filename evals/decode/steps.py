@@ -69,13 +69,13 @@ def ready(model: Transformer, dtype: torch.dtype, device: torch.device) -> Trans
     """The same model in another dtype or place; its old weights go."""
     model.to(device=device, dtype=dtype)
     for module in model.modules():
-        if hasattr(module, "lay_out_for_decoding"):
-            module.lay_out_for_decoding()
+        if lay_out := getattr(module, "lay_out_for_decoding", None):
+            lay_out()
     return model
 
 
 class NoAttention(nn.Module):
-    def forward(self, x_BTD: Tensor, *_) -> Tensor:
+    def forward(self, x_BTD: Tensor, *_: object) -> Tensor:
         return x_BTD.new_zeros(())
 
 

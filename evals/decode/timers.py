@@ -69,7 +69,8 @@ class Timer(ABC):
         """Median seconds of the step with the caches as its last repetition left them."""
         timed = type(self)(self.device, flush=False).prepare(step)
         timed()
-        end, seconds = time.perf_counter() + BUDGET_S, []
+        end = time.perf_counter() + BUDGET_S
+        seconds: list[float] = []
         while len(seconds) < 3 or (time.perf_counter() < end and len(seconds) < 100):
             seconds.append(timed())
         return statistics.median(seconds)
@@ -95,7 +96,7 @@ class Timer(ABC):
         data = torch.ones(rows, width, dtype=dtype, device=self.device)
         words, ones = data.view(torch.float32).flatten(), torch.ones(width, dtype=dtype, device=self.device)
         half = len(words) // 2
-        ways = (words.sum, lambda: torch.dot(words[:half], words[half:]), lambda: data @ ones)
+        ways: tuple[Step, ...] = (words.sum, lambda: torch.dot(words[:half], words[half:]), lambda: data @ ones)
         return data.nbytes / min(map(self.median, ways))
 
     def gather_bandwidth(self, dtype: torch.dtype, row_bytes: int) -> float:

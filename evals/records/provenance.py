@@ -52,15 +52,32 @@ def source_file(module: str) -> Path | None:
     return None
 
 
+class WithoutCheckerOnly(ast.NodeTransformer):
+    """Takes out what only a type checker reads: `if TYPE_CHECKING:` and the import of that name."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        if node.module == "typing":
+            node.names = [alias for alias in node.names if alias.name != "TYPE_CHECKING"]
+        return node if node.names else None
+
+
 @cache
 def parsed(module: str) -> tuple[str, frozenset[str]]:
-    """(code without comments, docstrings and types of functions, project modules that it imports, by statement or by name).
+    """(code, project modules that it imports, by statement or by name).
+
+    The code is without comments, docstrings, types of functions and what only a type checker reads.
 
     A module that calls `import_module` may load any module that one of its strings names, alone or inside its package; an
     architecture that asks for another by name (`arch_config`) may be built of any.
     """
     path = source_file(module)
-    tree = ast.parse(path.read_text())
+    if path is None:
+        raise ValueError(f"{module} is no module of the project")
+    tree = WithoutCheckerOnly().visit(ast.parse(path.read_text()))
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imports, strings, loads = set(), set(), False
     for node in ast.walk(tree):
@@ -104,7 +121,7 @@ def fingerprint(*modules: str, packages: tuple[str, ...] = PACKAGES, without: tu
             seen.add(module)
             queue += [name for name in parsed(module)[1] - set(without) if name.split(".")[0] in packages]
     digest = hashlib.sha256()
-    folders = {source_file(module).parent for module in seen}
+    folders = {path.parent for path in map(source_file, seen) if path}
     for module in sorted(seen):
         digest.update(parsed(module)[0].encode())
     for path in sorted(path for folder in folders for suffix in SOURCES for path in folder.glob(suffix)):

@@ -61,7 +61,7 @@ class Train:
     checkpoint_s: Annotated[float, Range(0.0, 1e9)] = 60.0
     health_tokens: CountOrNone = 2048
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         share = self.batch_size // self.workers
         if self.batch_size % self.workers or (self.micro_batch and share % self.micro_batch):
             raise ValueError(

@@ -47,7 +47,8 @@ def plain(value: Any) -> Any:
     """Dataclasses as nested dicts of YAML types, architectures with their name."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"name": value.name} | fields if hasattr(type(value), "width_knob") else fields
+        arch: Any = value
+        return {"name": arch.name} | fields if hasattr(type(value), "width_knob") else fields
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     if isinstance(value, dict):

@@ -118,7 +118,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise UserError(f"{where}: {shown(value)} is not one of {', '.join(map(str, args))}")
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from pathlib import Path
 
 from evals.records.errors import UserError
 from evals.records.shards import load_shards
@@ -18,7 +19,7 @@ MAX_CHARS = 80  # longer definitions tell more about the length of the context t
 OPTIONS = 4
 
 
-def items(corpus: str, n: int) -> list[dict]:
+def items(corpus: Path, n: int) -> list[dict]:
     """n items, equally many of each source and split; always the same ones.
 
     Raises:

@@ -151,7 +151,8 @@ def _sample(task: Task, requests: list[Instance], answers: list[tuple[float, boo
 
 
 def _items(name: str, metrics: list[str], samples: list[dict]) -> Iterator[dict]:
-    seen, correct = defaultdict(int), next((metric for metric in ACCURACIES if metric in metrics), None)
+    seen: dict[str, int] = defaultdict(int)
+    correct = next((metric for metric in ACCURACIES if metric in metrics), None)
     for sample in samples:
         doc = sample["doc"]
         item = sha(doc)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def read(run: Path) -> pd.DataFrame:
 
 def stderr(values: np.ndarray, clusters: Sequence) -> float | None:
     """Standard error of the mean, items of one cluster (prompts of one question) counted as dependent."""
-    sums = Counter()
+    sums: Counter[Hashable] = Counter()
     for deviation, cluster in zip(values - values.mean(), clusters, strict=True):
         sums[cluster] += deviation
     k = len(sums)
@@ -98,8 +98,8 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, tasks: Sequence[str], column: str =
     gap = both[column].astype(float) - both[f"{column}_b"].astype(float)
     parts = [(gap[rows.index].to_numpy(), rows.cluster) for _, rows in both.groupby("name")]
     value = float(np.mean([part.mean() for part, _ in parts]))
-    errors = [stderr(*part) for part in parts]
-    if None in errors:
+    errors = [error for part in parts if (error := stderr(*part)) is not None]
+    if len(errors) < len(parts):
         return Interval(value, math.nan, math.nan, len(both), "one item")
     freedom = sum(clusters.nunique() - 1 for _, clusters in parts)
     half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * math.hypot(*errors) / len(parts)

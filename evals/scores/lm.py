@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows
 from torch import Tensor
@@ -46,7 +47,7 @@ class ModelLM(LM):
         batch_tokens: padded tokens in one forward pass.
     """
 
-    def __init__(self, model, tokenizer, batch_tokens: int = 4096, device: str = "cpu"):
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int = 4096, device: str = "cpu"):
         super().__init__()
         self._device = torch.device(device)
         self.model, self.tokenizer, self.batch_tokens = model.to(self.device).eval(), tokenizer, batch_tokens
@@ -87,12 +88,12 @@ class ModelLM(LM):
         else:
             yield (context + continuation)[-self.seq_len - 1 : -1], continuation
 
-    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         pairs = [self.encode_pair(*request.args) for request in requests]
         self.truncated += sum(len(context) + len(continuation) > self.seq_len + 1 for context, continuation in pairs)
         return self.score([list(self.windows(*pair)) if pair[1] else [] for pair in pairs])
 
-    def loglikelihood_rolling(self, requests) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Of whole texts, in windows of seq_len tokens, as lm-eval's own models do."""
         texts = [self.encode(request.args[0]) for request in requests]
         rolls = [list(get_rolling_token_windows(text, self.prefix, self.seq_len, context_len=1)) for text in texts]
@@ -114,7 +115,10 @@ class ModelLM(LM):
             rows[-1].wanted.append((len(inputs), targets, number))
         totals, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
         for shared, batch in self._batches(rows):
-            row_S, column_S, target_S, number_S = [], [], [], []
+            row_S: list[int] = []
+            column_S: list[int] = []
+            target_S: list[int] = []
+            number_S: list[int] = []
             for row, (_, wanted) in enumerate(batch):
                 for length, targets, number in wanted:
                     row_S += [row] * len(targets)
@@ -176,13 +180,13 @@ class ModelLM(LM):
         return torch.cat(logprobs), torch.cat(greedy)
 
     @torch.no_grad()
-    def generate_until(self, requests) -> list[str]:
+    def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy decoding; the text before the first of `until`. The whole sequence is run again for each token.
 
         Raises:
             UserError: a task asks for sampling.
         """
-        states = []
+        states: list[dict[str, Any]] = []
         for request in requests:
             context, options = request.args
             if options.get("do_sample") and options.get("temperature", 1.0) > 0:
@@ -197,8 +201,8 @@ class ModelLM(LM):
             live.sort(key=lambda state: -len(state["tokens"]))
             size = max(1, self.batch_tokens // len(live[0]["tokens"]))
             for batch in (live[start : start + size] for start in range(0, len(live), size)):
-                tokens = [state["tokens"] for state in batch]
-                last_BD = self._hidden(tokens)[range(len(batch)), [len(row) - 1 for row in tokens]]
+                inputs = [state["tokens"] for state in batch]
+                last_BD = self._hidden(inputs)[range(len(batch)), [len(row) - 1 for row in inputs]]
                 for state, token in zip(batch, (last_BD @ self.model.head_weight.T).argmax(-1).tolist(), strict=True):
                     state["tokens"].append(token)
                     state["new"].append(token)

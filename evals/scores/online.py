@@ -28,7 +28,8 @@ def evaluate_online(lm: ModelLM, tasks: Iterable[str], limit: int | None = None)
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager, loaded = TaskManager(), {"tasks": {}, "groups": {}, "group_map": {}}
+    manager = TaskManager()
+    loaded: dict[str, dict] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in [name for task in tasks for name in ONLINE.get(task, (task,))]:
         try:
             for kind, found in manager.load([name]).items():

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals.records.errors import UserError
 from evals.records.shards import HELDOUT, Shards
 
+if TYPE_CHECKING:
+    from evals.scores.lm import ModelLM
+
 
 def rows(
-    lm, shards: Shards, splits: Iterable[str] = HELDOUT, n_tokens: int | None = None, kept: list[dict] | None = None
+    lm: ModelLM, shards: Shards, splits: Iterable[str] = HELDOUT, n_tokens: int | None = None, kept: list[dict] | None = None
 ) -> list[dict]:
     """Rows of the table `evals`, without their run.
 
@@ -44,7 +48,7 @@ def rows(
     return found
 
 
-def window_losses(lm, tokens: np.ndarray, n_tokens: int | None, where: str) -> np.ndarray:
+def window_losses(lm: ModelLM, tokens: np.ndarray, n_tokens: int | None, where: str) -> np.ndarray:
     """Mean loss of each window, in nats per token."""
     T = lm.seq_len
     count = min(len(tokens) - 1, n_tokens or len(tokens)) // T
@@ -61,7 +65,7 @@ def _windows(task: str, bits_W: np.ndarray) -> list[dict]:
     ]
 
 
-def _pair(lm, task: str, loss: float, error: float | None, n: int, tokens_per_byte: float) -> list[dict]:
+def _pair(lm: ModelLM, task: str, loss: float, error: float | None, n: int, tokens_per_byte: float) -> list[dict]:
     uniform = math.log(lm.tokenizer.get_vocab_size())
     shared = {"task": task, "n_shot": 0, "n": n, "higher_is_better": False}
     scales = {"loss_per_token": 1.0, "bits_per_byte": tokens_per_byte / math.log(2)}
@@ -73,7 +77,7 @@ def _pair(lm, task: str, loss: float, error: float | None, n: int, tokens_per_by
     ]
 
 
-def _all(lm, task: str, parts: dict[str, tuple], sources: dict) -> list[dict]:
+def _all(lm: ModelLM, task: str, parts: dict[str, tuple], sources: dict) -> list[dict]:
     """The mean over sources by their share of training; errors of the sources are independent."""
     found = {}
     for unit, index in (("tokens", 0), ("bytes", 1)):

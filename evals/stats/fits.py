@@ -7,10 +7,11 @@ y = c + a * x ** -b. Fewer than four distinct x are never called a law: the resu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy import stats as distributions
 
@@ -43,10 +44,10 @@ class Fit:
     residuals: np.ndarray
     covariance: np.ndarray = field(repr=False)
 
-    def predict(self, x: Sequence[float]) -> np.ndarray:
+    def predict(self, x: ArrayLike) -> np.ndarray:
         return FORMS[self.form](np.asarray(x, float), *self.params.values())
 
-    def band(self, x: Sequence[float], level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    def band(self, x: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Confidence band of the curve (not of new points), by the delta method."""
         x = np.asarray(x, float)
         values = np.array(list(self.params.values()))
@@ -61,7 +62,7 @@ class Fit:
         return self.predict(x) - half, self.predict(x) + half
 
 
-FORMS = {
+FORMS: dict[str, Callable[..., np.ndarray]] = {
     "y = a - b log10(x)": lambda x, a, b: a - b * np.log10(x),
     "y = c + a x^-b": lambda x, a, b, c: c + a * x**-b,
 }
@@ -112,7 +113,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> Fit | NotALaw:
     return _fit(POWER_LAW, "abc", (a * grow, b, c), jacobian @ covariance @ jacobian.T, y, residuals)
 
 
-def _fit(form: str, names: str, values, covariance: np.ndarray, y: np.ndarray, residuals: np.ndarray) -> Fit:
+def _fit(form: str, names: str, values: Iterable[float], covariance: np.ndarray, y: np.ndarray, residuals: np.ndarray) -> Fit:
     spread = float(((y - y.mean()) ** 2).sum())
     r2 = 1.0 - float(residuals @ residuals) / spread if spread else 1.0
     stderr = np.sqrt(np.diag(covariance))

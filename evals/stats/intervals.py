@@ -8,7 +8,7 @@ are compared (Welch). One seed gives a number and no interval, and says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,7 +89,7 @@ def share(value: float, n: float, level: float = 0.95) -> tuple[float, float]:
     return low, float(distributions.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
 
 
-def finite(values) -> np.ndarray:
+def finite(values: Iterable[float]) -> np.ndarray:
     """The values as an array; ValueError if there are none or one is not finite."""
     x = np.asarray(list(values), float)
     if not len(x):

@@ -36,7 +36,7 @@ class BuildError(RuntimeError):
 def _compiler() -> str:
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(name):
-            return shutil.which(name)
+            return shutil.which(name)  # type: ignore[return-value]  # not None: see the line above
     raise BuildError("no C++ compiler found (looked for $CXX, c++, g++, clang++)")
 
 
@@ -100,7 +100,7 @@ def loaded() -> ctypes.CDLL:
     """The library, built where it is not yet; raises BuildError when it cannot be."""
     if not available():
         raise BuildError("the C++ kernels are not available; unset ULTRAMEM_KERNELS or install a C++ compiler")
-    return _library()
+    return _library()  # type: ignore[return-value]  # not None: available
 
 
 if __name__ == "__main__":

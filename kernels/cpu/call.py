@@ -26,7 +26,7 @@ def _argument(value):
     return (ctypes.c_int64 * len(value))(*value) if isinstance(value, tuple) else value
 
 
-def call(name: str, *arguments, work: int) -> int:
+def call(name: str, *arguments: object, work: int) -> int:
     """Run a library function; `work` counts the independent items: one item never wakes a second thread."""
     function = getattr(loaded(), name)
     if function.argtypes is None:
@@ -34,7 +34,7 @@ def call(name: str, *arguments, work: int) -> int:
     return function(*map(_argument, arguments), max(1, min(torch.get_num_threads(), work)))
 
 
-def checked(name: str, *arguments, work: int) -> None:
+def checked(name: str, *arguments: object, work: int) -> None:
     """The same; raises IndexError when the function found a row or group out of range."""
     if call(name, *arguments, work=work):
         raise IndexError(f"{name}: a row or group number is out of range")

@@ -78,7 +78,7 @@ def tucker_topm(
 ) -> tuple[Tensor, Tensor]:
     scores = tuple(map(reference.widen, (row_THnr, col_THnr, core_hHrr, u_Hr.detach(), t_Hr.detach())))
     if any(x.dtype != torch.float32 for x in scores) or row_THnr.shape[-2] >= 1 << 16:
-        return reference.tucker_topm(*scores, m)
+        return reference.tucker_topm(*scores, m)  # type: ignore[call-arg, arg-type]  # scores are five
     row_THnr, col_THnr, *small = scores
     run = _TuckerTopm.apply if needs_grad(row_THnr, col_THnr, core_hHrr) else _tucker_topm
-    return run(row_THnr, col_THnr, *(x.contiguous() for x in small), m)
+    return run(row_THnr, col_THnr, *(x.contiguous() for x in small), m)  # type: ignore[call-arg]  # small are three

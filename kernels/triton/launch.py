@@ -3,19 +3,24 @@
 The ahead-of-time gate (`kernels.aot`) replaces `start` to learn what the wrappers launch, so that it compiles exactly that.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # True when TRITON_INTERPRET=1 was set before the first import of Triton: kernels then run as numpy, tensors lie on the CPU.
 INTERPRETED = triton.knobs.runtime.interpret
 
 
-def start(kernel, grid, arguments, options):
+def start(kernel: "Any", grid: tuple[int, ...], arguments: tuple, options: dict) -> None:
     kernel[grid](*arguments, **options)
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int, num_stages: int = 3) -> None:
+def launch(kernel: "Any", grid: tuple[int, ...], *arguments: "Any", num_warps: int, num_stages: int = 3) -> None:
     """Starts `kernel` on the device of its first argument, a tensor.
 
     Fusing a*b+c is stated, not inherited: the default of TRITON_DEFAULT_FP_FUSION changes between Triton versions, and

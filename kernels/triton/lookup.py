@@ -314,7 +314,7 @@ def weighted_lookup(
     Raises ValueError when the table is not contiguous.
     """
     contiguous_table("weighted_lookup", values_NC)
-    group_TM = group_TM.contiguous() if n_groups > 1 else None
+    group_TM = group_TM.contiguous() if n_groups > 1 else None  # type: ignore[union-attr]  # `kernels` asks for groups
     weight_TMh, row_TM = weight_TMh.contiguous(), row_TM.contiguous()
     return _WeightedLookup.apply(values_NC, row_TM, weight_TMh, group_TM, n_groups, deterministic)
 

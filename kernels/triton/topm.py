@@ -23,7 +23,7 @@ MOST_PICKS = 128  # the cross then puts 32 keys in every thread of 16 warps: abo
 
 
 @triton.jit
-def sort_key(score, valid):
+def sort_key(score, valid):  # noqa: ANN201  a jit function
     """int32 that compares as the float32 score does; what is not valid comes last."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -32,7 +32,7 @@ def sort_key(score, valid):
 
 
 @triton.jit
-def select_topm(key, m):
+def select_topm(key, m):  # noqa: ANN201  a jit function
     """Marks the m largest keys, the first among equals, and numbers them in order of position."""
     floor = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= m, 0, -0x80000000)
     for step in range(31):

@@ -43,7 +43,7 @@ def choose(
     """
     if _depth and key not in found:
         found[key] = min((default, *candidates()), key=lambda setting: milliseconds(lambda: call(setting)))
-    return found.get(key, default)
+    return found.get(key, default)  # type: ignore[return-value]  # what is found under a key is a setting of its kind
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -8,6 +8,7 @@ import torch
 import kernels
 from models.feed_forward import DenseConfig
 from models.fold import FoldedConfig, fold
+from models.hybrid import HybridConfig
 from models.memory_plus import MemoryPlusConfig
 from models.overlap import Overlap
 from models.pkm import PKMConfig
@@ -27,6 +28,13 @@ CONFIGS = {
     "v2-ring": UltraMemV2Config(**SIZES, d_value=8, share="ring", share_ratio=0.5, expansion=4, projection="each"),
     "v2-block": UltraMemV2Config(**SIZES, d_value=8, share="block", share_ratio=0.5, activation="gelu", n_mem_heads=2),
 }
+HYBRID = HybridConfig(
+    n_experts=16,
+    top_k=2,
+    d_expert=16,
+    d_key=8,
+    memory={"name": "ultramem", "placement": ("every 2",), "top_m": 4, "d_value": 16},
+)
 each_config = pytest.mark.parametrize("arch", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -100,6 +108,7 @@ def test_ive_folds_to_e_times_the_storage_and_cores_and_wide_models_to_more():
         (MemoryPlusConfig(**SIZES, **PLACE), "memory_plus has no output projector that"),
         (PKMConfig(**SIZES, **PLACE), "pkm has no output projector that"),
         (DenseConfig(d_ff=8), "dense has no memory layers to fold"),
+        (HYBRID, "hybrid has more than memory layers"),
     ],
 )
 def test_what_cannot_be_folded_is_refused(arch, words):

@@ -83,7 +83,7 @@ def modelled_ratio(
     for batch in batches or [2**i for i in range(11)]:
         left, right = (roofline.decode(access.p1(arch, size), devices[device], launches, batch, kv) for arch in (of, against))
         ratios[batch] = left.seconds / right.seconds
-    batch = (max if pick == "max" else min)(ratios, key=ratios.get)
+    batch = (max if pick == "max" else min)(ratios, key=ratios.__getitem__)
     return exact(ratios[batch], "modelled", f"cache {kv}, at batch {batch}", scale=f"{device} modelled, P1 {size}")
 
 

@@ -70,7 +70,7 @@ def best_arm(results: Results, chain: str, arms: list[str], column: str, factor:
     settings = {name: factor * float(found[column].mean()) for name, found in runs.items()}
     losses = {name: by_seed(found) for name, found in runs.items()}
     means = {name: np.mean(list(values.values())) for name, values in losses.items()}
-    best = min(means, key=means.get)
+    best = min(means, key=means.__getitem__)
     close = []
     for name, found in runs.items():
         gap = stats.contrast([term(1, found), term(-1, runs[best])], results.noise())

@@ -38,7 +38,7 @@ def score_gap(results: Results, of: str, against: str, tasks: list[str], size: s
         if not scores:
             raise NotTested(f"evals.csv has no accuracy of {', '.join(tasks)} for {runs.arch.iloc[0]}")
         sides.append(scores)
-    gap = stats.difference(*sides)
+    gap = stats.difference(sides[0], sides[1])
     run_ids = (*left.run, *right.run)
     if gap.bounded:
         return of_seeds(gap, run_ids)

@@ -2,7 +2,9 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +20,7 @@ class Column:
     required: bool = True
     choices: tuple[str, ...] = ()
 
-    def parse(self, cell: str):
+    def parse(self, cell: str) -> Any:
         """The value of a cell as `format`, pandas, R or a spreadsheet write it; None where it is missing.
 
         Raises:
@@ -38,7 +40,7 @@ class Column:
             raise ValueError(f"{self.name} is {cell!r}, not {WORDS[self.dtype]}")
         return value
 
-    def format(self, value) -> str:
+    def format(self, value: Any) -> str:
         """The cell for a value: floats in their shortest exact form; None and NaN are missing values."""
         if value is None or value is pd.NA or (isinstance(value, numbers.Real) and math.isnan(value)):
             text = ""
@@ -71,7 +73,7 @@ def _whole(cell: str) -> int:
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 MISSING = frozenset(("", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "None"))
 BOOLS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
-READ = {str: str, int: _whole, float: float, bool: lambda cell: BOOLS[cell.lower()]}
+READ: dict[type, Callable[[str], Any]] = {str: str, int: _whole, float: float, bool: lambda cell: BOOLS[cell.lower()]}
 
 
 def text(name: str, doc: str, required: bool = True, choices: tuple[str, ...] = ()) -> Column:

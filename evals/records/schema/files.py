@@ -86,7 +86,7 @@ def read(path: str | Path, table: str) -> pd.DataFrame:
         raise UserError(f"{path} is cut short: its last line has no end; delete it and run its stage again")
     lines = csv.reader(io.StringIO(text), strict=True)
     names = [column.name for column in schema]
-    cells = {name: [] for name in names}
+    cells: dict[str, list] = {name: [] for name in names}
     try:
         header = next(lines)
         first = int(header[:1] != [] and header[0] in ROW_NAMES)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _WORDS = (
     "apple army baby bank bird blood board boat body bone book box boy bread bridge cat chair child church city clock "
@@ -82,12 +82,12 @@ class Episode(NamedTuple):
         return [self._replace(questions=self.questions[:-1])] if len(self.questions) > 1 else []
 
 
-def _hash(*parts) -> int:
+def _hash(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
 
 
 @lru_cache(maxsize=100_000)
-def _half(task: str, key, values, split: int) -> list:
+def _half(task: str, key: Hashable, values: Any, split: int) -> list:
     """The values that `split` (0 train, 1 test) may give to `key`: a half of them, other for each key."""
     n = len(values)
     shift, factor = divmod(_hash(task, key), n)
@@ -102,11 +102,11 @@ class Draw:
     def __init__(self, rng: random.Random, task: str, split: str):
         self.rng, self.task, self.split = rng, task, ("train", "test").index(split)
 
-    def owns(self, *parts) -> bool:
+    def owns(self, *parts: object) -> bool:
         """Whether a combination belongs to this split, for things that are no pairs."""
         return _hash(self.task, *parts) & 1 == self.split
 
-    def pairs(self, keys: list, values) -> list[tuple]:
+    def pairs(self, keys: list, values: Any) -> list[tuple]:
         """(key, value) for each of `keys`, values all different; the first is the one that a test item asks for.
 
         A training pair comes from its key's `train` half. In a test item all values come from the `test` half of the first
@@ -118,7 +118,7 @@ class Draw:
             pairs[self.rng.choice([value for value in half if value not in pairs])] = key
         return [(key, value) for value, key in pairs.items()]
 
-    def order(self, things) -> list:
+    def order(self, things: Sequence) -> list:
         return self.rng.sample(things, len(things))
 
 
@@ -134,15 +134,15 @@ def _look_up(
 
 def phone_book(draw: Draw, entries: int) -> Episode:
     """`entries` lines of name and number, then names to look up (Jelassi et al. 2024)."""
-    facts, *rest = _look_up(draw, draw.pairs(draw.rng.sample(NAMES, entries), DIGITS), "{}: {}\n", "{}:")
-    return Episode("Phone book\n" + "".join(facts) + "Look up\n", *rest)
+    facts, questions, shown, choices = _look_up(draw, draw.pairs(draw.rng.sample(NAMES, entries), DIGITS), "{}: {}\n", "{}:")
+    return Episode("Phone book\n" + "".join(facts) + "Look up\n", questions, shown, choices)
 
 
 def multi_round(draw: Draw, rounds: int) -> Episode:
     """A dialogue of `rounds` facts, then questions."""
     pairs = draw.pairs(draw.rng.sample(WORDS, rounds), NUMBERS)
-    facts, *rest = _look_up(draw, pairs, ROUND, ASKED)
-    return Episode("".join(facts), *rest)
+    facts, questions, shown, choices = _look_up(draw, pairs, ROUND, ASKED)
+    return Episode("".join(facts), questions, shown, choices)
 
 
 ROUND, ASKED = "- {} is {}. - Yes.\n", "- {}? - It is"
@@ -193,17 +193,17 @@ def linear_map(draw: Draw, shots: int) -> Episode:
 def needle(draw: Draw, sentences: int) -> Episode:
     """Numbers of three keys hidden among `sentences` filler sentences, one of them asked for (after RULER niah)."""
     pairs = draw.pairs(draw.rng.sample(WORDS, 3), DIGITS)
-    facts, *rest = _look_up(draw, pairs, "The magic number for {} is {}.", "The magic number for {} is")
+    facts, questions, shown, choices = _look_up(draw, pairs, "The magic number for {} is {}.", "The magic number for {} is")
     for _ in range(sentences):
         facts.insert(draw.rng.randint(0, len(facts)), draw.rng.choice(FILLER))
-    return Episode(" ".join(facts) + "\n", *rest)
+    return Episode(" ".join(facts) + "\n", questions, shown, choices)
 
 
 def kv_retrieval(draw: Draw, pairs: int) -> Episode:
     """`pairs` keys with values, then keys to look up (MQAR of Arora et al. 2024, as words)."""
     table = draw.pairs(draw.rng.sample(KEYS, pairs), VALUE_WORDS)
-    facts, *rest = _look_up(draw, table, "{} {}", "{}")
-    return Episode(" ; ".join(facts) + "\n", *rest)
+    facts, questions, shown, choices = _look_up(draw, table, "{} {}", "{}")
+    return Episode(" ; ".join(facts) + "\n", questions, shown, choices)
 
 
 KEYS, VALUE_WORDS = tuple(WORDS[: len(WORDS) // 2]), tuple(WORDS[len(WORDS) // 2 :])

@@ -83,8 +83,8 @@ def chance(task: MemoryTask, level: int) -> float:
 def items_of(task: MemoryTask | BioS, seed: int, n: int, level: int | str) -> list[Item]:
     """n items of one level, at most one for each of the people of bioS; what others ask for is in no training document."""
     if isinstance(task, BioS):
-        return bios_items(task, seed, n, level)
-    items = []
+        return bios_items(task, seed, n, str(level))
+    items, level = [], int(level)
     for prompt, questions, _, choices in islice(task.episodes(seed, "test", level), n):
         text, answer = questions[0]
         items.append(Item(prompt + text, choices, choices.index(answer), str(level), chance(task, level)))
@@ -99,11 +99,12 @@ def bios_items(bios: BioS, seed: int, n: int, level: str) -> list[Item]:
     """
     rng = random.Random(f"bios test {level} {seed}")
     n_values, forms = ATTRIBUTES[level]
-    items, asked = [], set()
+    items: list[Item] = []
+    asked: set[int] = set()
     for _ in range(20 * n):
         if len(items) == min(n, bios.n_people):
             break
-        people = {}
+        people: dict[str, int] = {}
         for i in rng.sample(range(bios.n_people), min(bios.n_people, 40)):
             people.setdefault(bios.person(i)[1][level], i)
         choices = list(people)[:10]

@@ -7,10 +7,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from evals.records.errors import UserError
 from evals.scores.memory.bios import BioS
 from evals.scores.memory.episodes import TASKS, Episode, MemoryTask
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class MixtureConfig:
         return BioS(self.n_people, self.exposures)
 
 
-def mixture(cfg: MixtureConfig, tokenizer, seed: int, longest: int) -> list[tuple[str, str]]:
+def mixture(cfg: MixtureConfig, tokenizer: Tokenizer, seed: int, longest: int) -> list[tuple[str, str]]:
     """(task, document) of every document of the training mix, in random order.
 
     The mix depends on the arguments alone, so every architecture sees the same. A biography of more than `longest` tokens
@@ -66,14 +70,14 @@ def mixture(cfg: MixtureConfig, tokenizer, seed: int, longest: int) -> list[tupl
     return documents
 
 
-def _lengths(tokenizer, documents: list[str]) -> Iterator[int]:
+def _lengths(tokenizer: Tokenizer, documents: list[str]) -> Iterator[int]:
     """Tokens of each document and of the end of text before it."""
     for start in range(0, len(documents), 1024):
         for encoding in tokenizer.encode_batch_fast(documents[start : start + 1024], add_special_tokens=False):
             yield len(encoding.ids) + 1
 
 
-def _bounded(tokenizer, things: list, text: Callable, shorter: Callable, longest: int) -> list[tuple[str, int]]:
+def _bounded(tokenizer: Tokenizer, things: list, text: Callable, shorter: Callable, longest: int) -> list[tuple[str, int]]:
     """(document, tokens) of `things`, those beyond `longest` replaced by what `shorter` makes of them, until all fit."""
     documents = [text(thing) for thing in things]
     bounded = []
@@ -85,7 +89,7 @@ def _bounded(tokenizer, things: list, text: Callable, shorter: Callable, longest
     return bounded
 
 
-def _fill(tokenizer, task: MemoryTask, seed: int, n_tokens: int, longest: int) -> list[str]:
+def _fill(tokenizer: Tokenizer, task: MemoryTask, seed: int, n_tokens: int, longest: int) -> list[str]:
     """Documents of `task` up to n_tokens. Drawn by a fixed rule, so a longer fill begins with the shorter one."""
 
     def draw(n: int) -> list[tuple[str, int]]:

