@@ -1,6 +1,6 @@
-"""Do two results folders agree?
+"""Do two results folders agree? Reads their CSVs, prints what differs and one sentence; exit status 1 where they do not.
 
-    python -m evals.compare A B [--out DIR] [--margin NATS]
+    python -m evals.compare results/cpu results/reference --out results/cpu/compare
 
 Rows are matched by their key. What both folders hold is compared, each column by the rule of its kind:
 
@@ -27,7 +27,6 @@ Exit status: 0 reproduced, 1 not, 2 a folder that cannot be used.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ from evals.agreement.equivalence import MARGIN, equivalent_losses, equivalent_sc
 from evals.agreement.findings import FINAL, TIGHT, Finding, equal, finding, near, one_side, text
 from evals.agreement.told import page, reproduced, summary
 from evals.claims.evidence.scores import SCORES
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 
 COUNTED = 0.1
@@ -249,18 +248,18 @@ def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="compare two results folders")
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
+    parser = options.parser(__doc__)
+    parser.add_argument("a", type=Path, metavar="A", help="a results folder, such as results/cpu")
+    parser.add_argument("b", type=Path, metavar="B", help="another, such as results/reference")
     parser.add_argument("--out", type=Path, help="folder for compare.csv and compare.html")
     parser.add_argument("--margin", type=float, default=MARGIN, help="nats/token, other hardware (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    findings, names = compare(options.a, options.b, options.margin), (str(options.a), str(options.b))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(arguments)
+    findings, names = compare(args.a, args.b, args.margin), (str(args.a), str(args.b))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
         table = pd.DataFrame([asdict(f) for f in findings], columns=[f.name for f in fields(Finding)])
-        table.to_csv(options.out / "compare.csv", index=False)
-        (options.out / "compare.html").write_text(page(findings, names), encoding="utf-8")
+        table.to_csv(args.out / "compare.csv", index=False)
+        (args.out / "compare.html").write_text(page(findings, names), encoding="utf-8")
     print(summary(findings, names))
     return int(not reproduced(findings))
 

@@ -233,7 +233,9 @@ def write_csv(path: pathlib.Path, rows: list[dict[str, Any]], columns: list[str]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.aot", description=__doc__.split("\n")[0], epilog="example: python -m kernels.aot --only topm"
+    )
     parser.add_argument("--csv", type=pathlib.Path, help="write the table to this file")
     parser.add_argument("--record", action="store_true", help=f"make the register counts found those of {CEILINGS.name}")
     parser.add_argument("--only", default="", metavar="NAME", help="only cases whose name begins so, such as topm")

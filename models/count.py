@@ -177,7 +177,9 @@ def entries() -> dict[str, Entry]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m models.count", description=__doc__.splitlines()[0], epilog="example: python -m models.count"
+    )
     known = entries()
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)} (default: all)")
     args = parser.parse_args()

@@ -162,8 +162,12 @@ def compare(path: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.parity", description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    parser = argparse.ArgumentParser(
+        prog="python -m models.parity",
+        description=__doc__.split("\n")[0],
+        epilog="example: python -m models.parity golden/case.npz",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz", help="golden cases of the official layers")
     failed = False
     for path in parser.parse_args().files:
         try:

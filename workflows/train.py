@@ -6,7 +6,6 @@ ones in the same order and a resumed run sees what it would have seen. Training 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import math
 import os
@@ -23,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evals.records import errors, schema, tensors
+from evals.records import errors, options, schema, tensors
 from evals.records.errors import UserError
 from evals.records.provenance import machine, training_source
 from evals.records.runs import RunConfig, load_run
@@ -371,9 +370,9 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.parser(__doc__)
     parser.add_argument("folder", type=Path, help="run folder that holds config.yaml")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
     args = parser.parse_args()
     stop, rank, device = Stop(), int(os.environ.get("RANK", 0)), args.device

@@ -10,7 +10,6 @@ interval. Arms whose runs are missing or unfinished are left out, and said.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 import yaml
 
 from evals import stats
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import UserError, run
 
 TOPICS = Path(__file__).with_name("diagnosis.yaml")
@@ -85,21 +84,21 @@ def _by_seed(runs: pd.DataFrame) -> dict[int, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="settle the anomalies: the arms of the diagnosis chains")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="a results folder, e.g. results/cpu")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, e.g. results/cpu/diagnosis.csv")
     parser.add_argument("--topics", type=Path, default=TOPICS, help="another file of questions and readings")
-    options = parser.parse_args(arguments)
-    topics = load(options.topics)
-    arms, runs = (schema.read(options.results / f"{table}.csv", table) for table in ("arms", "runs"))
+    args = parser.parse_args(arguments)
+    topics = load(args.topics)
+    arms, runs = (schema.read(args.results / f"{table}.csv", table) for table in ("arms", "runs"))
     asked = arms[arms["chain"].str.startswith(PREFIX)]
     if asked.empty:
         raise UserError(
-            f"{options.results / 'arms.csv'} has no chain that begins with {PREFIX}: train one first, such as "
+            f"{args.results / 'arms.csv'} has no chain that begins with {PREFIX}: train one first, such as "
             f"`snakemake ablation_{PREFIX}NAME`"
         )
     rows = diagnose(arms, runs, topics)
-    schema.write(options.out, "diagnosis", rows)
+    schema.write(args.out, "diagnosis", rows)
     for row in rows:
         change = "" if pd.isna(row.get("delta")) else f", {row['delta']:+.3f} against the base"
         print(f"{row['topic']}: {row['label']}: {row['loss']:.3f} over {row['n']} seeds{change} ({row['verdict']})")

@@ -13,7 +13,6 @@ Every verdict speaks of the scale in its last column and no other.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import pandas as pd
 from evals.claims.claim import CLAIMS, KINDS, VERDICTS, Claim, Ledger, load
 from evals.claims.evidence import METRICS, Evidence, NotTested, Results, losses
 from evals.claims.ruling import Verdict, rule
-from evals.records import schema
+from evals.records import options, schema
 from evals.records.errors import run
 
 
@@ -123,19 +122,19 @@ def _row(claim: Claim, found: Evidence | None, verdict: Verdict, results: Result
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="rule on every claim of the ledger")
+    parser = options.parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="a results folder, e.g. results/cpu")
     parser.add_argument("--out", type=Path, help="where to write claims.csv; printed only if left out")
     parser.add_argument("--claims", type=Path, default=CLAIMS, help="another ledger")
-    options = parser.parse_args(arguments)
-    ledger = load(options.claims)
-    rows = judge(ledger, Results(options.results, ledger.aliases))
+    args = parser.parse_args(arguments)
+    ledger = load(args.claims)
+    rows = judge(ledger, Results(args.results, ledger.aliases))
     for row in rows:
         print(f"{row['id']:>4s}  {row['verdict']:16s} {row['statement']} ({row['reason']})")
     for kind, verdict, claims, tests in counts(pd.DataFrame(rows)):
         print(f"{kind}: {claims} {verdict} ({tests} test{'s' * (tests != 1)})")
-    if options.out:
-        schema.write(options.out, "claims", rows)
+    if args.out:
+        schema.write(args.out, "claims", rows)
 
 
 if __name__ == "__main__":
