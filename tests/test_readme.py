@@ -143,7 +143,7 @@ def test_snakemake_commands_run(folder):
     assert set(targets) <= known, "say here how a new target is run in small"
     told = snakemake(folder, "--dry-run", "--quiet", "host", "--printshellcmds", *targets, "--config", "preset=smoke")
     assert set(re.findall(r"^(\w+) +\d+$", told, re.M)) >= set(targets) - {"all"}
-    (speed,) = re.findall(r"exec \S+ -m (evals\.training_speed .*)", told)
+    (speed,) = re.findall(r"exec \S+ -m (workflows\.speed .*)", told)
     done = run([*shlex.split(speed), *shlex.split(SPEED)], folder)
     assert done.returncode == 0, done.stderr
     assert set(schema.read(folder / "results/smoke/speed.csv", "speed").impl) == {"ours", "plain GPT"}
