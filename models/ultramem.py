@@ -49,16 +49,16 @@ class UltraMemConfig(MemoryConfig):
     variant: Literal["paper", "code"] = "paper"
     retrieval: Literal["product", "tucker"] = "tucker"
     tucker_rank: int = 2
-    n_cores: int = 2  # type: ignore[misc]  # a constant of MemoryConfig, a field here
-    rank_query: Literal["variant", "split", "shared", "own", "release"] = "variant"  # type: ignore[misc]  # a constant of MemoryConfig, a field here
+    n_cores: int = 2
+    rank_query: Literal["variant", "split", "shared", "own", "release"] = "variant"
     tucker_penalty: float = 0.001
     tucker_threshold: float = 0.15
     score_fn: Literal["softmax", "none"] = "none"
     share_query: Literal["none", "heads"] = "heads"
-    qk_norm: Literal["variant", "none", "rms", "layer"] = "variant"  # type: ignore[assignment]  # one more choice than above
+    qk_norm: Literal["variant", "none", "rms", "layer"] = "variant"
     query_conv: int = 3
     expansion: int = 4
-    init: Literal["variant", "lample", "ultramem", "ultramem_v2", "code"] = "variant"  # type: ignore[assignment]  # so here
+    init: Literal["variant", "lample", "ultramem", "ultramem_v2", "code"] = "variant"
     value_lr_multiplier: float = 10.0
     value_lr_decay_fraction: float = 1.0
 
@@ -76,7 +76,7 @@ class UltraMemConfig(MemoryConfig):
         return self.variants[self.variant][name] if value == "variant" else value
 
     @property
-    def rank(self) -> int:  # type: ignore[override]  # a constant of MemoryConfig
+    def rank(self) -> int:
         return self.tucker_rank if self.retrieval == "tucker" else 1
 
     def selector(self) -> ProductKeys | Tucker:

@@ -67,7 +67,7 @@ class UltraMemV2Config(UltraMemConfig):
     tucker_penalty: float = 0.0
     value_lr_multiplier: float = 4.0
     value_lr_decay_fraction: float = 0.25
-    projection: Literal["each", "one"] = "one"  # type: ignore[misc]  # a constant of MemoryConfig, a field here
+    projection: Literal["each", "one"] = "one"
     d_pre_value: int | None = None
     activation: Literal["none", "gelu"] = "none"
     share: Literal["none", "ring", "block"] = "none"
