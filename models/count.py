@@ -177,10 +177,12 @@ def entries() -> dict[str, Entry]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m models.count", description=__doc__.splitlines()[0], epilog="example: python -m models.count"
-    )
     known = entries()
+    parser = argparse.ArgumentParser(
+        prog="python -m models.count",
+        description=__doc__.splitlines()[0],
+        epilog=f"example: python -m models.count {next(iter(known))!r}",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)} (default: all)")
     args = parser.parse_args()
     for name in args.names:

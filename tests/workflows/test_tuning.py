@@ -48,6 +48,6 @@ def test_the_best_rate_is_the_same_at_twice_the_width(arch):
 def test_unequal_tuning_is_refused(monkeypatch, tmp_path):
     moe2 = "{settings: [{train.lr: 0.1}, {train.lr: 0.2}]}"
     (tmp_path / "tuning.yaml").write_text(f"dense: {{settings: [{{train.lr: 0.1}}]}}\nmoe2: {moe2}\n")
-    monkeypatch.setattr(presets, "CONFIGS", tmp_path)
+    monkeypatch.setattr(chains, "CONFIGS", tmp_path)
     with pytest.raises(UserError, match=r"equally many settings, but the counts are .*'moe2'"):
         chains.load_tuning()
