@@ -4,11 +4,10 @@ arguments in kernels.triton, where mypy must let jit functions pass, this does."
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 JIT = "triton.jit"
 
 
