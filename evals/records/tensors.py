@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], note: dict[str, 
     try:
         with whole(path) as part:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=metadata)
-            with open(part, "rb") as handle:
-                os.fsync(handle.fileno())
     except BaseException as error:
         if "No space left" in str(error):
             raise UserError(f"{path.parent}: the disk is full; the checkpoint before this one is intact") from error

@@ -9,7 +9,6 @@ stands under `TASK/LEVEL`. The file also says what its run's scores follow from 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from scipy import stats as distributions
 
 from evals.records.errors import UserError
+from evals.records.files import whole
 from evals.stats import Interval
 
 FILE = "items.parquet"
@@ -39,9 +39,8 @@ TYPES = pa.schema(
 def write(path: Path, items: Iterable[dict], made_by: str) -> None:
     """Rows with the keys of `TYPES`; `path` is whole or untouched."""
     table = pa.Table.from_pylist(list(items), schema=TYPES.with_metadata({"made_by": made_by}))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, fresh, compression="zstd")
-    os.replace(fresh, path)
+    with whole(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def made_by(path: Path) -> str | None:

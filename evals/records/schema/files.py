@@ -2,14 +2,13 @@
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from evals.records.errors import UserError
+from evals.records.files import whole
 from evals.records.schema.column import Column
 from evals.records.schema.measured import TABLES as MEASURED
 from evals.records.schema.trained import TABLES as TRAINED
@@ -50,18 +49,8 @@ def write(path: str | Path, table: str, rows: Iterable[Mapping] | pd.DataFrame) 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is whole or untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8", newline=""
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def read(path: str | Path, table: str) -> pd.DataFrame:
