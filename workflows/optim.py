@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from evals.records.recipe import Train
@@ -46,6 +47,29 @@ def clip_gradients(model: nn.Module, largest: float) -> torch.Tensor:
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, factor)
     return norm
+
+
+def mean_over_workers(grad: torch.Tensor, workers: int) -> torch.Tensor:
+    """The mean of a gradient over all workers, in every one of them.
+
+    The rows of a sparse one are gathered and summed, for NCCL reduces dense tensors only.
+    """
+    if not grad.is_sparse:
+        dist.all_reduce(grad)
+        return grad.div_(workers)
+    grad = grad.coalesce()
+    rows, values = grad.indices()[0], grad.values()
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(workers)]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = int(max(counts))
+    padded = rows.new_zeros(most), values.new_zeros(most, *values.shape[1:])
+    parts = []
+    for mine, room in zip((rows, values), padded, strict=True):
+        room[: len(mine)] = mine
+        everyone = [torch.empty_like(room) for _ in range(workers)]
+        dist.all_gather(everyone, room)
+        parts.append(torch.cat([one[:count] for one, count in zip(everyone, counts, strict=True)]))
+    return torch.sparse_coo_tensor(parts[0][None], parts[1] / workers, grad.shape).coalesce()
 
 
 class RowAdamW(torch.optim.Optimizer):

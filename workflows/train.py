@@ -31,7 +31,7 @@ from kernels.allocator import keep_memory
 from models import arch_module
 from models.balance import whole_batch
 from workflows import checkpoint, health
-from workflows.optim import Optimizers, clip_gradients
+from workflows.optim import Optimizers, clip_gradients, mean_over_workers
 
 
 class Windows:
@@ -230,9 +230,11 @@ class Trainer:
                 ((loss + aux) * (piece / share)).backward()
                 sums += torch.stack((loss.detach(), aux.detach())).float() * (piece / share)
         if self.workers > 1:
-            for tensor in (sums, *(p.grad for p in self.model.parameters() if p.grad is not None)):
-                dist.all_reduce(tensor)
-                tensor /= self.workers
+            dist.all_reduce(sums)
+            sums /= self.workers
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = mean_over_workers(parameter.grad, self.workers)
         return sums[0], sums[1]
 
     def log(self, split, source, loss, aux, lr, norm, speed) -> None:

@@ -208,10 +208,10 @@ def test_micro_batches_add_up(tmp_path, corpus, models, arch):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("arch", ["dense", "moe8"])
-def test_two_workers_train_as_one(tmp_path, corpus, models, arch):
-    one = make_run(tmp_path / "one", corpus, models[arch])
-    two = make_run(tmp_path / "two", corpus, models[arch], workers=2)
+@pytest.mark.parametrize(("arch", "values"), [("dense", "dense"), ("moe8", "dense"), ("ultramem", "rows")])
+def test_two_workers_train_as_one(tmp_path, corpus, models, arch, values):
+    one = make_run(tmp_path / "one", corpus, models[arch], value_optimizer=values)
+    two = make_run(tmp_path / "two", corpus, models[arch], value_optimizer=values, workers=2)
     assert finish(one).returncode == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, *command(two)[1:]], capture_output=True, text=True, env=ENV)
