@@ -146,7 +146,7 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
     for ratio in dict.fromkeys((own.sparse_ratio, *latency.sparse_ratios)):
         rule = dataclasses.asdict(own) | {"sparse_ratio": ratio}
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
-        grid = dataclasses.replace(preset.grid, archs=latency.archs)
+        grid = dataclasses.replace(preset.grid, archs=latency.archs, repeats=())
         beside = tuple(arch for arch in preset.beside if arch in chosen)
         timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}, beside=beside)
         group = match_size(timed, latency.size)
