@@ -79,7 +79,8 @@ class HybridConfig(MoEConfig):
         """The memory layers that take what the experts leave of the budget; None where that is nothing."""
         if self.split == 0:
             return None
-        spare = (self.n_experts - self.stored_experts) * n_layers * (3 if self.glu else 2) * d_model * self.d_expert
+        an_expert = super().cost(d_model, n_layers).only("table").params // self.n_experts  # in every block
+        spare = (self.n_experts - self.stored_experts) * an_expert
         a_cell = self.probe.cost(d_model, n_layers).only("table").params / PROBE**2
         return self.layers(max(self.probe.smallest_size, round(sqrt(spare / a_cell))))
 

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from models.draws import N_DRAWS, noise
 
 if TYPE_CHECKING:
     from models.memory import Memory
-
-N_DRAWS = 512
 
 
 @torch.no_grad()
@@ -74,8 +73,7 @@ def initialise(layer: Memory, fill_table: bool) -> None:
 
 
 def drawn_tokens(layer: Memory) -> Tensor:
-    x_BTD = torch.randn(1, N_DRAWS, layer.d_model, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    return x_BTD.to(layer.query.weight)
+    return noise(1, N_DRAWS, layer.d_model).to(layer.query.weight)
 
 
 def one_row_gain(layer: Memory) -> float:

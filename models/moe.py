@@ -26,6 +26,7 @@ import kernels
 from models.balance import BatchShare
 from models.cost import Cost, Part, dense
 from models.decode import DecodeState
+from models.draws import N_DRAWS, noise
 from models.feed_forward import FeedForward, feed_forward_cost
 from models.slot import ArchConfig
 
@@ -108,14 +109,6 @@ class MoEConfig(ArchConfig):
         if self.d_shared:
             layer += feed_forward_cost(d_model, self.d_shared, self.glu)
         return layer * n_layers
-
-
-N_DRAWS = 512
-
-
-def noise(*shape: int) -> Tensor:
-    """N(0, 1), what a norm hands the layer at initialisation; the same in every call."""
-    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
 
 
 class Gather(torch.autograd.Function):

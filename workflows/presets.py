@@ -115,7 +115,8 @@ class Preset:
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
             (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
-        chain_size, chain_seeds: where and how often chains run. chain_sizes: chains that run elsewhere, by name.
+        chain_size, chain_seeds: where and how often chains run. chain_sizes: chains that run elsewhere, by name;
+            a preset with a chain_size of its own inherits none.
         chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
         tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
             preset's).
@@ -206,8 +207,12 @@ def raw_preset(name: str) -> dict:
     if name not in preset_names():
         raise UserError(f"preset {strict.shown(name)} is not one of {', '.join(preset_names())}")
     data = read_yaml(CONFIGS / f"{name}.yaml")
-    parent = data.pop("extends", None)
-    return merge(raw_preset(parent), data) if parent else data
+    if not (parent := data.pop("extends", None)):
+        return data
+    base = raw_preset(parent)
+    if "chain_size" in data:
+        base.pop("chain_sizes", None)
+    return merge(base, data)
 
 
 def of_corpus(data: dict[str, Any], corpus: str) -> dict[str, Any]:
