@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -29,6 +29,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
+from evals.load import Opened, identity, open_run
 from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import sha
@@ -38,9 +39,6 @@ from evals.scores.memory.bios import BioS
 from evals.scores.memory.episodes import TASKS as MEMORY_TASKS
 from evals.scores.online import ONLINE, evaluate_online
 from evals.scores.statistics import ACCURACIES, bits_per_parameter, by_level, loss_per_token, statistics
-
-if TYPE_CHECKING:
-    from evals.load import Opened
 
 lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # else it compiles templates again for each item
 
@@ -199,8 +197,10 @@ def score_run(opened: Opened, args: argparse.Namespace, made: dict) -> tuple[lis
     lm, asked = made[key]
     lm.model, lm.truncated = opened.model, 0
     kept: list[dict] = []
-    held = [perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens, kept=kept)] * ("perplexity" in args.tasks)
-    rows = [row for part in held for row in part] + scores(lm, asked, opened.bios, kept)
+    rows = []
+    if "perplexity" in args.tasks:
+        rows += perplexity.rows(lm, opened.shards, n_tokens=args.perplexity_tokens, kept=kept)
+    rows += scores(lm, asked, opened.bios, kept)
     if args.online:
         online = evaluate_online(lm, args.online, args.limit or None)
         rows += [row | {"task": f"{row['task']} (lm-eval)"} for row in online]
@@ -226,9 +226,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     refuse_foreign_kernels()
-    # The layers above: only this entry point knows how a run lies on disk.
-    from evals.load import identity, open_run
-
     made: dict = {}
     for folder in args.run:
         source = identity(folder, [args.tasks, args.limit, args.perplexity_tokens, args.online])
