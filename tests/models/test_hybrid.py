@@ -39,6 +39,13 @@ def test_without_memory_it_is_the_mixture_bit_for_bit(group):
     assert torch.equal(*losses)
 
 
+def test_beside_the_others_it_moves_nobody(group):
+    preset = load_preset("cpu")
+    archs, recipes = ({arch: of[arch] for arch in of if arch != "hybrid"} for of in (preset.archs, preset.recipes))
+    alone = match_size(replace(preset, archs=archs, recipes=recipes, beside=()), "d64")
+    assert (alone.models, alone.flops, alone.params) == (group.yardsticks, group.flops, group.params)
+
+
 @pytest.mark.parametrize("split", [0.25, 0.5, 0.75, 0.9, 1.0])
 def test_memory_stores_its_share_at_equal_flops_and_parameters(group, split):
     model = at(group, split)
