@@ -1,10 +1,10 @@
 """The suite's hot operations as plain functions; where a tensor lives decides which implementation serves it.
 
-CPU tensors go to C++ (`cpu/`, compiled at first use), CUDA tensors to Triton (`triton/`), anything else, and every machine
-without a compiler or Triton, to plain torch (`reference.py`, the definition of correct).
-ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing. `cross_entropy.py` and
-`attention.py` stand on torch's products, `allocator.py` keeps a step's memory, `aot.py` compiles and judges the Triton
-kernels without a GPU.
+CPU tensors go to C++ (`cpu/`, compiled at first use for the processor's instruction set), CUDA tensors to Triton (`triton/`),
+anything else, and every machine without a compiler or Triton, to plain torch (`reference.py`, the definition of correct).
+ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing. `cross_entropy.py` stands on
+torch's products, `experts.py` puts a mixture of experts together from `grouped_mm`, `attention.py` chooses between C++ and
+torch's, `allocator.py` keeps a step's memory, `aot.py` compiles and judges the Triton kernels without a GPU.
 
 Letters: T tokens, H heads, n keys per axis, m picks per head, r Tucker rank, h cores, M = H*m picks per token, N table
 rows, C value width, P pre-value width, G groups, S rows sorted by expert, E experts, D in, F out, V vocabulary.
@@ -17,25 +17,29 @@ import os
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from kernels import reference
 from kernels.cross_entropy import cross_entropy
+from kernels.experts import sorted_experts
 
 __all__ = [
     "backend",
     "cross_entropy",
+    "experts",
     "grouped_mm",
+    "heads",
     "key_scores",
     "linear",
     "product_topm",
     "rms_norm",
     "row_dot",
+    "swiglu",
     "tucker_topm",
     "weighted_lookup",
 ]
 
 BACKENDS = ("auto", "reference", "native", "triton")
-# In full, because `workflows.provenance` takes the modules that are loaded by name from such strings.
+# In full, because `evals.records.provenance` takes the modules that are loaded by name from such strings.
 MODULES = {
     "native": {
         "product_topm": "kernels.cpu.topm",
@@ -45,7 +49,10 @@ MODULES = {
         "grouped_mm": "kernels.cpu.grouped_mm",
         "key_scores": "kernels.cpu.linear",
         "linear": "kernels.cpu.linear",
-        "rms_norm": "kernels.cpu.rms_norm",
+        "experts": "kernels.cpu.experts",
+        "rms_norm": "kernels.cpu.rows",
+        "swiglu": "kernels.cpu.rows",
+        "heads": "kernels.cpu.rows",
     },
     "triton": {
         "product_topm": "kernels.triton.topm",
@@ -185,15 +192,9 @@ def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
     autocast as torch.mm does. Gradient: x, weight (dense).
     Raises ValueError for shapes or dtypes that do not fit, and on a CPU for counts that do not add up to S.
     """
-    kind = x_SD.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype, (D, F) = torch.get_autocast_dtype(kind), weight_EDF.shape[1:]
+    if torch.is_autocast_enabled(x_SD.device.type):
+        dtype = torch.get_autocast_dtype(x_SD.device.type)
         x_SD, weight_EDF = x_SD.to(dtype), weight_EDF.to(dtype)
-        if kind == "cpu" and (D % 2 or F % 2):
-            # bf16 rows of odd width straddle 4-byte words, which costs more than a column of zeros.
-            with torch.autocast(kind, enabled=False):
-                x_SD, weight_EDF = pad(x_SD, (0, D % 2)), pad(weight_EDF, (0, F % 2, 0, D % 2))
-                return grouped_mm(x_SD, weight_EDF, counts_E)[:, :F]
     _require(
         x_SD.dim() == 2 and weight_EDF.dim() == 3 and x_SD.shape[1] == weight_EDF.shape[1],
         f"grouped_mm: x {tuple(x_SD.shape)} and weight {tuple(weight_EDF.shape)} must be (S, D) and (E, D, F)",
@@ -203,11 +204,41 @@ def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
     return _serving("grouped_mm", x_SD)(x_SD, weight_EDF, counts_E)
 
 
-def _decoding_on_cpu(x):
-    """Inference without autocast on a CPU that C++ serves."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return backend("cpu") == "native"
+def experts(x_TD: Tensor, up_EDU: Tensor, down_EFD: Tensor, expert_Tk: Tensor, weight_Tk: Tensor, glu: bool = True) -> Tensor:
+    """Sum over a token's k experts of weight * down^T act(up^T x): the feed-forward networks of a mixture of experts.
+
+    x_TD: (T, D); up_EDU: (E, D, U), gate beside up and U = 2F with `glu` (SwiGLU), U = F without (GELU); down_EFD: (E, F, D);
+    expert_Tk: (T, k) int64 in 0..E-1; weight_Tk: (T, k). Returns (T, D) in x's dtype, under autocast in its dtype.
+    Gradient: all but expert_Tk. Raises ValueError for shapes that do not fit; an expert out of range is the caller's fault.
+    """
+    _require(
+        x_TD.dim() == 2
+        and up_EDU.shape == (len(down_EFD), x_TD.shape[1], down_EFD.shape[1] * (2 if glu else 1))
+        and down_EFD.shape[2] == x_TD.shape[1]
+        and expert_Tk.shape == weight_Tk.shape == (len(x_TD), expert_Tk.shape[-1]),
+        f"experts: x {tuple(x_TD.shape)}, up {tuple(up_EDU.shape)}, down {tuple(down_EFD.shape)}, expert "
+        f"{tuple(expert_Tk.shape)} and weight {tuple(weight_Tk.shape)} do not fit together",
+    )
+    dtype = _narrowed(x_TD)
+    laid_out_for_decoding = not up_EDU.is_contiguous()
+    if _fits_cpp(x_TD, dtype) and up_EDU.dtype in _CPP_DTYPES and not laid_out_for_decoding:
+        return _function("experts", "native")(x_TD.to(dtype), up_EDU, down_EFD, expert_Tk, weight_Tk, glu)
+    return sorted_experts(x_TD, up_EDU, down_EFD, expert_Tk, weight_Tk, glu)
+
+
+_CPP_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _narrowed(x):
+    """The dtype that a product of x has: autocast's, or x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _fits_cpp(x, dtype):
+    return (
+        x.device.type == "cpu" and x.dtype in _CPP_DTYPES and dtype in (x.dtype, torch.bfloat16) and backend("cpu") == "native"
+    )
 
 
 def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
@@ -216,13 +247,45 @@ def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
     On a CPU few rows without gradients or autocast, decoding that is, go to a product that streams the weights once; all
     else is torch's. x_XD: (..., D); weight_FD: (F, D). Returns (..., F) in their common dtype. Gradient: x, weight.
     """
-    if _decoding_on_cpu(x_XD):
+    decoding = x_XD.device.type == "cpu" and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    if decoding and backend("cpu") == "native":
         return _function("linear", "native")(x_XD, weight_FD)
     return torch.nn.functional.linear(x_XD, weight_FD)
 
 
 def rms_norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension, as torch.nn.functional.rms_norm has it; one pass where `linear` is C++."""
-    if _decoding_on_cpu(x_XD):
-        return _function("rms_norm", "native")(x_XD, weight_D, eps)
-    return torch.nn.functional.rms_norm(x_XD, x_XD.shape[-1:], weight_D, eps)
+    """x / rms(x) * weight over the last dimension, in float32; the result has x's dtype, or autocast's, for which it is made.
+
+    Gradient: x, weight.
+    """
+    dtype = _narrowed(x_XD)
+    if _fits_cpp(x_XD, dtype):
+        return _function("rms_norm", "native")(x_XD, weight_D, eps, dtype)
+    return torch.nn.functional.rms_norm(x_XD, x_XD.shape[-1:], weight_D.to(x_XD.dtype), eps).to(dtype)
+
+
+def swiglu(x_XG: Tensor) -> Tensor:
+    """silu(gate) * up of x_XG, (..., 2F): gate beside up. Returns (..., F). Gradient: x."""
+    if _fits_cpp(x_XG, x_XG.dtype):
+        return _function("swiglu", "native")(x_XG)
+    return reference.swiglu(x_XG)
+
+
+def heads(
+    qkv_BTNK: Tensor,
+    q_weight_K: Tensor | None,
+    k_weight_K: Tensor | None,
+    cos_TK: Tensor,
+    sin_TK: Tensor,
+    n_heads: int,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as attention takes them: RMS norm over each head (None: none), then rotary positions.
+
+    qkv_BTNK: (B, T, n_heads + 2 * n_kv_heads, K); q_weight_K, k_weight_K: (K,) gains; cos_TK, sin_TK: (T, K), every
+    frequency twice. Returns q (B, n_heads, T, K), k and v (B, n_kv_heads, T, K), in qkv's dtype. Gradient: qkv, gains.
+    """
+    arguments = (qkv_BTNK, q_weight_K, k_weight_K, cos_TK, sin_TK, n_heads, eps)
+    if _fits_cpp(qkv_BTNK, qkv_BTNK.dtype):
+        return _function("heads", "native")(*arguments)
+    return reference.heads(*arguments)

@@ -119,8 +119,45 @@ def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:
     return torch.einsum("thrk,hrnk->thnr", widen(query_THrK), widen(keys_HrnK))
 
 
-def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
+def check_counts(x_SD: Tensor, counts_E: Tensor) -> list[int]:
+    """The counts of grouped_mm; ValueError where they do not add up."""
     counts = counts_E.tolist()
     if sum(counts) != len(x_SD) or min(counts) < 0:
         raise ValueError(f"grouped_mm: counts must be >= 0 and add up to the {len(x_SD)} rows of x")
+    return counts
+
+
+def grouped_mm(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
+    counts = check_counts(x_SD, counts_E)
     return torch.cat([x @ weight for x, weight in zip(x_SD.split(counts), weight_EDF.unbind(), strict=True)])
+
+
+def swiglu(x_XG: Tensor) -> Tensor:
+    gate_XF, up_XF = x_XG.chunk(2, dim=-1)
+    return F.silu(gate_XF) * up_XF
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): each pair of halves turned by position times frequency."""
+    left, right = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * cos_TK + torch.cat((-right, left), dim=-1) * sin_TK
+
+
+def heads(
+    qkv_BTNK: Tensor,
+    q_weight_K: Tensor | None,
+    k_weight_K: Tensor | None,
+    cos_TK: Tensor,
+    sin_TK: Tensor,
+    n_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_kv_heads, dtype = (qkv_BTNK.shape[2] - n_heads) // 2, qkv_BTNK.dtype
+    q_BHTK, k_BGTK, v_BGTK = qkv_BTNK.transpose(1, 2).split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+
+    def turned(x_BHTK: Tensor, weight_K: Tensor | None) -> Tensor:
+        if weight_K is not None:
+            x_BHTK = F.rms_norm(x_BHTK, x_BHTK.shape[-1:], weight_K.to(x_BHTK.dtype), eps)
+        return rotate(x_BHTK, cos_TK, sin_TK).to(dtype)
+
+    return turned(q_BHTK, q_weight_K), turned(k_BGTK, k_weight_K), v_BGTK

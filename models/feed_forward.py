@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from models.cost import Cost, dense
 from models.decode import DecodeState
 from models.linear import Linear
@@ -36,11 +37,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
         h = self.up(x_BTD)
-        if self.glu:
-            gate_BTF, up_BTF = h.chunk(2, dim=-1)
-            h_BTF = F.silu(gate_BTF) * up_BTF
-        else:
-            h_BTF = F.gelu(h)
+        h_BTF = kernels.swiglu(h) if self.glu else F.gelu(h)
         return self.down(h_BTF), x_BTD.new_zeros(())
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
@@ -29,9 +28,6 @@ from models.decode import DecodeState
 from models.draws import N_DRAWS, noise
 from models.feed_forward import FeedForward, feed_forward_cost
 from models.slot import ArchConfig
-
-if TYPE_CHECKING:
-    from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,29 +107,8 @@ class MoEConfig(ArchConfig):
         return layer * n_layers
 
 
-class Gather(torch.autograd.Function):
-    """x[index] where every row of x is taken exactly `repeat` times, so that the gradient is a gather too.
-
-    `inverse` (rows of x * repeat) lists, row by row, where each copy went.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, repeat: int) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.repeat = repeat
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (inverse,) = ctx.saved_tensors
-        grad = grad.index_select(0, inverse)
-        if ctx.repeat > 1:
-            grad = grad.view(-1, ctx.repeat, grad.shape[-1]).sum(1)
-        return grad, None, None, None
-
-
 class MoE(nn.Module):
-    """Sorts the routed tokens by expert, multiplies each group by its expert, and puts the results back in order.
+    """Routes every token to its k experts and sums up what they make of it.
 
     Args:
         n_layers: MoE layers of the model, over which the auxiliary losses are a mean.
@@ -188,33 +163,22 @@ class MoE(nn.Module):
             prob_Tk = prob_Tk / prob_Tk.sum(-1, keepdim=True)
         return logits_TE, prob_Tk, expert_Tk
 
-    def aux_loss(self, logits_TE: Tensor, counts_E: Tensor) -> Tensor:
+    def aux_loss(self, logits_TE: Tensor, expert_Tk: Tensor) -> Tensor:
         """This layer's share of the mean over layers."""
+        expert_S = expert_Tk.flatten()
+        # Not bincount, which makes a GPU's host wait: a CUDA graph could not hold the step.
+        counts_E = expert_S.new_zeros(self.cfg.n_experts).scatter_add_(0, expert_S, torch.ones_like(expert_S))
         balance = self.cfg.n_experts * (self.batch_share(counts_E) * logits_TE.softmax(-1).mean(0)).sum()
         loss = self.cfg.load_balance * balance + self.cfg.router_z * logits_TE.logsumexp(-1).square().mean()
         return loss / self.n_layers
 
     def forward(self, x_BTD: Tensor, cache: DecodeState | None = None) -> tuple[Tensor, Tensor]:
-        k, x_TD = self.cfg.top_k, x_BTD.flatten(0, -2)
+        x_TD = x_BTD.flatten(0, -2)
         logits_TE, prob_Tk, expert_Tk = self.route(x_TD)
-        expert_S = expert_Tk.flatten()
-        order_S = expert_S.argsort(stable=True)
-        place_S = torch.empty_like(order_S)
-        place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
-        # Not bincount, which makes a GPU's host wait: a CUDA graph could not hold the step.
-        counts_E = expert_S.new_zeros(self.cfg.n_experts).scatter_add_(0, expert_S, torch.ones_like(expert_S))
-
-        h = kernels.grouped_mm(Gather.apply(x_TD, order_S // k, place_S, k), self.up_EDF, counts_E)
-        if self.cfg.glu:
-            gate_SF, up_SF = h.chunk(2, dim=-1)
-            h_SF = F.silu(gate_SF) * up_SF
-        else:
-            h_SF = F.gelu(h)
-        y_SD = Gather.apply(kernels.grouped_mm(h_SF, self.down_EFD, counts_E), place_S, order_S, 1)
-        y_TD = torch.einsum("tkd,tk->td", y_SD.unflatten(0, (-1, k)), (prob_Tk * self.scale).to(y_SD.dtype))
+        y_TD = kernels.experts(x_TD, self.up_EDF, self.down_EFD, expert_Tk, prob_Tk * self.scale, self.cfg.glu)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)[0]
-        aux = self.aux_loss(logits_TE, counts_E) if self.training else x_BTD.new_zeros(())
+        aux = self.aux_loss(logits_TE, expert_Tk) if self.training else x_BTD.new_zeros(())
         return y_TD.view_as(x_BTD), aux
 
     @torch.no_grad()

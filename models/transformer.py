@@ -122,7 +122,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight.to(x.dtype), self.eps)
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 def rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -130,11 +130,6 @@ def rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     inverse_K = theta ** (-torch.arange(0, d_head, 2).float() / d_head)
     angle_TK = torch.outer(torch.arange(seq_len).float(), inverse_K).repeat(1, 2)
     return angle_TK.cos(), angle_TK.sin()
-
-
-def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    left, right = x_BHTK.chunk(2, dim=-1)
-    return x_BHTK * cos_TK + torch.cat((-right, left), dim=-1) * sin_TK
 
 
 class Attention(nn.Module):
@@ -146,15 +141,14 @@ class Attention(nn.Module):
         self.past_shape = (2, self.kv_heads, self.d_head)
         self.qkv = Linear(cfg.d_model, (self.n_heads + 2 * self.kv_heads) * self.d_head)
         self.out = Linear(self.n_heads * self.d_head, cfg.d_model)
-        self.q_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.d_head) if cfg.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.d_head) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(self.d_head) if cfg.qk_norm else None
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, cache: DecodeState | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
-        q_BHTK, k_BGTK, v_BGSK = qkv.split((self.n_heads, self.kv_heads, self.kv_heads), dim=1)
-        q_BHTK = rotate(self.q_norm(q_BHTK), cos_TK, sin_TK)
-        k_BGSK = rotate(self.k_norm(k_BGTK), cos_TK, sin_TK)
+        qkv_BTNK = self.qkv(x_BTD).view(B, T, -1, self.d_head)
+        q_gain, k_gain = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
+        q_BHTK, k_BGSK, v_BGSK = kernels.heads(qkv_BTNK, q_gain, k_gain, cos_TK, sin_TK, self.n_heads)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(self, k_BGSK, v_BGSK)
         S, groups = k_BGSK.shape[2], self.n_heads // self.kv_heads

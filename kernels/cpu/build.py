@@ -16,17 +16,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+
 SOURCES = Path(__file__).with_name("src")
 MAIN = SOURCES / "library.cpp"  # includes the others
-BASE_FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-# Tried in order: an old compiler may not know the processor, a compiler without OpenMP gives one thread.
-EXTRA_FLAGS = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    ("-march=native", "-fopenmp"),
-    ("-fopenmp",),
-    ("-march=native",),
-    (),
-)
+BASE_FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+# By torch's own choice for this processor, which ATEN_CPU_CAPABILITY overrides.
+MACHINE_FLAGS = {"AVX512": ("-march=native", "-mprefer-vector-width=512"), "AVX2": ("-march=haswell",)}
+# A compiler without OpenMP gives one thread.
+THREAD_FLAGS = (("-fopenmp",), ())
 
 
 class BuildError(RuntimeError):
@@ -57,6 +55,30 @@ def _cache_dir() -> Path:
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="ultramem-"))
 
 
+def _capability() -> str:
+    """The instruction set that torch's own kernels use here: AVX512, AVX2 or DEFAULT (NEON on ARM)."""
+    found = torch.backends.cpu.get_cpu_capability()
+    return found if found in MACHINE_FLAGS else "DEFAULT"
+
+
+def _micro_kernels() -> bool:
+    """Whether oneDNN's batch-reduce micro-kernels multiply bfloat16 on this processor (avx512_core_bf16 or AMX)."""
+    return _capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _torch_flags() -> tuple[str, ...]:
+    capability = _capability()
+    include = Path(torch.__file__).with_name("include")
+    defines = (f"-DCPU_CAPABILITY_{capability}", f"-DCPU_CAPABILITY={capability}")
+    kernels = ("-DUKERNELS",) if _micro_kernels() else ()
+    return (*MACHINE_FLAGS.get(capability, ("-march=native",)), *defines, *kernels, f"-I{include}")
+
+
+def _libraries() -> tuple[str, ...]:
+    folder = Path(torch.__file__).with_name("lib")
+    return (f"-L{folder}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder}")
+
+
 def build() -> Path:
     """Path of the shared library, compiled unless cached. Safe when several processes build at once.
 
@@ -65,14 +87,15 @@ def build() -> Path:
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     sources = (path.read_text() for path in sorted(SOURCES.iterdir()))
-    identity = "\0".join((*sources, version, _processor(), repr((BASE_FLAGS, EXTRA_FLAGS))))
+    flags = (*BASE_FLAGS, *_torch_flags())
+    identity = "\0".join((*sources, version, _processor(), torch.__version__, repr((flags, THREAD_FLAGS))))
     target = _cache_dir() / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
     if target.exists():
         return target
-    for flags in EXTRA_FLAGS:
+    for threads in THREAD_FLAGS:
         handle, partial = tempfile.mkstemp(suffix=".so", dir=target.parent)
         os.close(handle)
-        command = [compiler, *BASE_FLAGS, *flags, str(MAIN), "-o", partial]
+        command = [compiler, *flags, *threads, str(MAIN), "-o", partial, *_libraries()]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             os.replace(partial, target)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.cpu.build import loaded
 from kernels.cpu.call import SUFFIX, call, needs_grad
 
 # Where the C++ product that streams nn.Linear's weights beats MKL (float32) and oneDNN (bfloat16): always with few rows,
@@ -19,7 +18,7 @@ STREAM_MANY_ROWS = {torch.float32: 1 << 40, torch.bfloat16: 96}
 
 def streams(dtype: torch.dtype, rows: int, width: int) -> bool:
     """Whether the product of so many rows and weights so wide goes to the C++ that reads them as nn.Linear stores them."""
-    if loaded().grouped_level() < {torch.float32: 1, torch.bfloat16: 2}.get(dtype, 3):
+    if dtype not in SUFFIX:
         return False
     return rows <= STREAM_FEW_ROWS or (width >= STREAM_WIDE[dtype] and rows <= STREAM_MANY_ROWS[dtype])
 

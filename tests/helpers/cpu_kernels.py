@@ -122,6 +122,37 @@ def check_grouped_mm(module, E, D, F_, dtype, rows):
     same_as(got, wanted, 1e-5 if dtype == torch.float32 else 2**-8)
 
 
+def experts_of(dtype, T, k, E, D, F_, glu):
+    """x, up, down and weights of the picks, which need gradients."""
+    shapes = (T, D), (E, D, (2 if glu else 1) * F_), (E, F_, D), (T, k)
+    return tuple(numbers(*shape, seed=i, dtype=dtype).requires_grad_() for i, shape in enumerate(shapes))
+
+
+def check_experts(dtype, T, k, E, D, F_, glu, picks=None):
+    """One pass in C++ against every expert over every token in float64; weights stay float32 as under autocast."""
+    x, up, down, weight = experts_of(torch.float32, T, k, E, D, F_, glu)
+    picks = integers(E, T, k, seed=5) if picks is None else picks
+
+    def exact(x, up, down, weight):
+        h = torch.einsum("td,edu->teu", x, up)
+        h = F.silu(h.chunk(2, -1)[0]) * h.chunk(2, -1)[1] if glu else F.gelu(h)
+        y = torch.einsum("tef,efd->ted", h, down)
+        return torch.einsum("tkd,tk->td", y.gather(1, picks[..., None].expand(-1, -1, D)), weight)
+
+    got = gradients(lambda a, *rest: native.experts(a, *rest[:2], picks, rest[2], glu), x.detach().to(dtype), up, down, weight)
+    assert got[0].dtype == dtype
+    inputs = (x.detach().to(dtype).double(), up.double(), down.double(), weight.double())
+    wanted = gradients(exact, *inputs, cotangent_dtype=dtype)
+    same_as(got, wanted, 1e-5 if dtype == torch.float32 else 2**-5)
+
+
+def check_linear(dtype, tolerance, rows, width):
+    from kernels.cpu import linear
+
+    x, weight = numbers(rows, width, dtype=dtype), numbers(130, width, seed=1, dtype=dtype)
+    close(linear.linear(x, weight), x.double() @ weight.double().T, tolerance)
+
+
 def head(S=70, D=24, V=333, scale=1.0):
     target = integers(V, S, seed=2)
     target[::9] = -100

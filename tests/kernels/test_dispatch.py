@@ -1,6 +1,7 @@
 """Which kernels serve a call, and how the C++ ones are built, cached and done without."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -9,11 +10,13 @@ import torch
 from cpu_kernels import (
     LOOKUPS,
     check_cross_entropy,
-    check_grouped_mm,
+    check_experts,
+    check_linear,
     check_product_topm,
     check_row_dot,
     check_tucker_gradients,
     check_weighted_lookup,
+    experts_of,
     head,
     integers,
     native,
@@ -47,6 +50,11 @@ def test_float64_gradcheck_through_the_public_functions():
     values, weight, picks, group = make(7, 6, seed=6), make(4, 5, 2, seed=7), integers(7, 4, 5), integers(3, 4, 5)
     assert gradcheck(lambda *x: kernels.weighted_lookup(x[0], picks, x[1], group, 3), (values, weight))
     assert gradcheck(lambda *x: kernels.row_dot(x[0], picks, x[1]), (values, make(4, 6, seed=8)))
+    moe, experts = experts_of(torch.float64, 5, 2, 3, 4, 3, True), integers(3, 5, 2)
+    assert gradcheck(lambda *x: kernels.experts(*x[:3], experts, x[3]), moe)
+    x, gains, turns = make(2, 3, 4, 4, seed=12), (make(4, seed=13), make(4, seed=14)), numbers(2, 3, 4, seed=15).double()
+    assert gradcheck(lambda *x: kernels.heads(*x, *turns, 2), (x, *gains))
+    assert gradcheck(lambda x, gain: kernels.swiglu(kernels.rms_norm(x, gain, 1e-5)), (x, gains[0]))
     counts = torch.tensor([0, 3, 4, 0])
     assert gradcheck(lambda *x: kernels.grouped_mm(*x, counts), (make(7, 4, seed=9), make(4, 4, 3, seed=10)))
     hidden, weight, target = head(10, 6, 11)
@@ -89,9 +97,13 @@ def test_without_a_compiler_one_warning_and_plain_torch(tmp_path):
 
 
 @needs_compiler
-def test_the_build_without_processor_flags_agrees_with_the_reference(tmp_path, monkeypatch):
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ARM has one build, which the other tests run")
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+def test_builds_for_other_processors_agree_with_the_reference(capability, tmp_path, monkeypatch):
+    """The same sources with narrower vectors and without micro-kernels for bfloat16, and a compiler without OpenMP."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "EXTRA_FLAGS", (("-no-such-flag",), ()))
+    monkeypatch.setattr(build, "_capability", lambda: capability)
+    monkeypatch.setattr(build, "THREAD_FLAGS", (("-no-such-flag",), ()))
     tuned = build._library()
     build._library.cache_clear()
     try:
@@ -101,7 +113,9 @@ def test_the_build_without_processor_flags_agrees_with_the_reference(tmp_path, m
         check_tucker_gradients(2, 2, 12)
         check_weighted_lookup(native, LOOKUPS[2], torch.bfloat16, 2**-8)
         check_row_dot(native, 6, 9, 2, 5, torch.float32, 1e-5)
-        check_grouped_mm(native, 9, 64, 26, torch.float32, "skewed")
+        check_experts(torch.float32, 40, 3, 9, 26, 13, True)
+        check_experts(torch.bfloat16, 40, 3, 9, 26, 13, False)
+        check_linear(torch.bfloat16, 2**-8, 7, 33)
         monkeypatch.setenv("ULTRAMEM_KERNELS", "native")
         check_cross_entropy(32, 1.0)
     finally:

@@ -157,10 +157,10 @@ def test_moe_gradients_match_autograd_of_the_plain_form():
 
 def test_load_balance_is_one_when_balanced_and_n_when_collapsed():
     moe = MoEConfig(n_experts=4, top_k=1, d_expert=4, load_balance=1.0, router_z=0.0).feed_forward(8, 0, 1)
-    uniform_TE, counts_E = torch.zeros(16, 4), torch.full((4,), 4)
-    assert moe.aux_loss(uniform_TE, counts_E).item() == pytest.approx(1.0)
+    uniform_TE, turns_Tk = torch.zeros(16, 4), torch.arange(16)[:, None] % 4
+    assert moe.aux_loss(uniform_TE, turns_Tk).item() == pytest.approx(1.0)
     collapsed_TE = torch.tensor([[50.0, 0, 0, 0]]).repeat(16, 1)
-    assert moe.aux_loss(collapsed_TE, torch.tensor([16, 0, 0, 0])).item() == pytest.approx(4.0)
+    assert moe.aux_loss(collapsed_TE, torch.zeros(16, 1, dtype=torch.long)).item() == pytest.approx(4.0)
 
 
 def test_auxiliary_loss_does_not_grow_with_depth():

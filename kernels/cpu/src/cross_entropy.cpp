@@ -4,27 +4,6 @@
 
 namespace {
 
-// exp for x <= 0 to about 1 ulp: 2^round(x/ln2) times a degree-7 polynomial (Cephes expf); below -87 it is 0.
-inline float exp_nonpositive(float x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(y) in the low bits
-    float shifted = x * 1.44269504f + magic;
-    float whole = shifted - magic;
-    float rest = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
-    float y = 1.9875691e-4f;
-    y = y * rest + 1.3981999e-3f;
-    y = y * rest + 8.3334519e-3f;
-    y = y * rest + 4.1665796e-2f;
-    y = y * rest + 1.6666665e-1f;
-    y = y * rest + 5.0000001e-1f;
-    y = y * rest * rest + rest + 1.0f;
-    i32 bits;
-    std::memcpy(&bits, &shifted, 4);
-    bits = (bits << 23) + 0x3f800000;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return x < -87.0f ? 0.0f : y * power;
-}
-
 // Per row: loss and, in place of the logits, the gradient of scale * loss. Ignored rows (target < 0) give zeros.
 template <class X>
 void softmax_step(X* logits, const i64* target, i64 K, i64 V, float scale, float* loss, int need_grad, int threads) {
@@ -40,9 +19,8 @@ void softmax_step(X* logits, const i64* target, i64 K, i64 V, float scale, float
                 if (need_grad) std::memset(x, 0, V * sizeof(X));
                 continue;
             }
-            float largest = -std::numeric_limits<float>::infinity(), sum = 0;
-#pragma omp simd reduction(max : largest)
-            for (i64 v = 0; v < V; ++v) largest = std::max(largest, widen(x[v]));
+            const float largest = largest_of(x, V);
+            float sum = 0;
             const float hit = widen(x[target[k]]);
 #pragma omp simd reduction(+ : sum)
             for (i64 v = 0; v < V; ++v) sum += power[v] = exp_nonpositive(widen(x[v]) - largest);

@@ -16,62 +16,39 @@ inline void prefetch(const void* start, i64 bytes) {
 
 constexpr i64 AHEAD = 16;  // picks whose rows are fetched in advance
 
-template <class X>
-inline float dot(const X* __restrict x, const float* __restrict y, i64 count) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (i64 i = 0; i < count; ++i) sum += widen(x[i]) * y[i];
-    return sum;
-}
-
-#ifdef WIDE
-inline __m512 load16(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
-inline __m512 load16(const bf16* x, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
-}
-
 // out = sum of weight * row over `count` rows, W vectors wide, summed in registers. `known` row numbers may be read ahead.
 template <int W, class X>
-void sum_block(const X* values, i64 C, const i64* row, const float* weight, i64 h, i64 count, i64 known, __mmask16 last,
-               float* out) {
-    __m512 sum[W];
-    for (int j = 0; j < W; ++j) sum[j] = _mm512_setzero_ps();
+void sum_block(const X* values, i64 C, const i64* row, const float* weight, i64 h, i64 count, i64 known, i64 last, float* out) {
+    Vec sum[W];
+    for (int j = 0; j < W; ++j) sum[j] = Vec(0);
     for (i64 p = 0; p < count; ++p) {
-        if (p + AHEAD < known) prefetch(values + row[p + AHEAD] * C, W * 16 * i64(sizeof(X)));
+        if (p + AHEAD < known) prefetch(values + row[p + AHEAD] * C, W * LANES * i64(sizeof(X)));
         const X* from = values + row[p] * C;
-        const __m512 scale = _mm512_set1_ps(weight[p * h]);
+        const Vec scale(weight[p * h]);
         for (int j = 0; j < W; ++j)
-            sum[j] = _mm512_fmadd_ps(scale, load16(from + 16 * j, j + 1 < W ? __mmask16(0xffff) : last), sum[j]);
+            sum[j] = at::vec::fmadd(scale, load(from + LANES * j, j + 1 < W ? LANES : last), sum[j]);
     }
-    for (int j = 0; j < W; ++j) _mm512_mask_storeu_ps(out + 16 * j, j + 1 < W ? __mmask16(0xffff) : last, sum[j]);
+    for (int j = 0; j < W; ++j) store(sum[j], out + LANES * j, j + 1 < W ? LANES : last);
 }
-#endif
 
 // out (C) = sum over `count` picks of weight (count, h), slice by slice, times the row.
 template <class X>
 void sum_rows(const X* values, i64 C, const i64* row, const float* weight, i64 h, i64 count, i64 known, float* out) {
+    constexpr int WIDEST = LANES == 16 ? 16 : 8;  // half of the registers
     const i64 c = C / h;
-#ifdef WIDE
     for (i64 k = 0; k < h; ++k)
         for (i64 j = 0; j < c;) {
-            const i64 left = (c - j + 15) / 16;
-            const i64 vectors = left >= 16 ? 16 : left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            const __mmask16 last = vectors * 16 <= c - j ? 0xffff : __mmask16(0xffffu >> (vectors * 16 - (c - j)));
-            const auto run = vectors == 16  ? sum_block<16, X>
-                             : vectors == 8 ? sum_block<8, X>
-                             : vectors == 4 ? sum_block<4, X>
-                             : vectors == 2 ? sum_block<2, X>
-                                            : sum_block<1, X>;
+            const i64 left = (c - j + LANES - 1) / LANES;
+            const i64 vectors = left >= WIDEST ? WIDEST : left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            const i64 last = std::min(LANES, c - j - (vectors - 1) * LANES);
+            const auto run = vectors == WIDEST ? sum_block<WIDEST, X>
+                             : vectors == 8    ? sum_block<8, X>
+                             : vectors == 4    ? sum_block<4, X>
+                             : vectors == 2    ? sum_block<2, X>
+                                               : sum_block<1, X>;
             run(values + k * c + j, C, row, weight + k, h, count, known, last, out + k * c + j);
-            j += vectors * 16;
+            j += vectors * LANES;
         }
-#else
-    std::fill(out, out + C, 0.0f);
-    for (i64 p = 0; p < count; ++p) {
-        if (p + AHEAD < known) prefetch(values + row[p + AHEAD] * C, C * i64(sizeof(X)));
-        for (i64 k = 0; k < h; ++k) add_scaled(out + k * c, values + row[p] * C + k * c, weight[p * h + k], c);
-    }
-#endif
 }
 
 template <class X>
