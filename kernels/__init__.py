@@ -220,8 +220,7 @@ def experts(x_TD: Tensor, up_EDU: Tensor, down_EFD: Tensor, expert_Tk: Tensor, w
         f"{tuple(expert_Tk.shape)} and weight {tuple(weight_Tk.shape)} do not fit together",
     )
     dtype = _narrowed(x_TD)
-    laid_out_for_decoding = not up_EDU.is_contiguous()
-    if _fits_cpp(x_TD, dtype) and up_EDU.dtype in _CPP_DTYPES and not laid_out_for_decoding:
+    if _fits_cpp(x_TD, dtype) and up_EDU.dtype in _CPP_DTYPES:
         return _function("experts", "native")(x_TD.to(dtype), up_EDU, down_EFD, expert_Tk, weight_Tk, glu)
     return sorted_experts(x_TD, up_EDU, down_EFD, expert_Tk, weight_Tk, glu)
 

@@ -10,17 +10,24 @@ from kernels import reference
 from kernels.cpu.call import SUFFIX, call, needs_grad
 
 # Where the C++ product that streams nn.Linear's weights beats MKL (float32) and oneDNN (bfloat16): always with few rows,
-# and with weights at least so wide, up to many rows.
-STREAM_FEW_ROWS = 16
+# and with weights at least so wide, up to many rows. Matrix registers (AMX) leave it few rows of bfloat16.
+STREAM_FEW_ROWS = {torch.float32: 16, torch.bfloat16: 16}
 STREAM_WIDE = {torch.float32: 128, torch.bfloat16: 1024}
 STREAM_MANY_ROWS = {torch.float32: 1 << 40, torch.bfloat16: 96}
+if torch.cpu._is_amx_tile_supported():
+    STREAM_FEW_ROWS[torch.bfloat16] = STREAM_MANY_ROWS[torch.bfloat16] = 8
+
+
+def laid_out_for_decoding(weight_EDF: Tensor) -> bool:
+    """Whether every output's weights lie together, as in nn.Linear."""
+    return weight_EDF.mT.is_contiguous() and not weight_EDF.is_contiguous()
 
 
 def streams(dtype: torch.dtype, rows: int, width: int) -> bool:
     """Whether the product of so many rows and weights so wide goes to the C++ that reads them as nn.Linear stores them."""
     if dtype not in SUFFIX:
         return False
-    return rows <= STREAM_FEW_ROWS or (width >= STREAM_WIDE[dtype] and rows <= STREAM_MANY_ROWS[dtype])
+    return rows <= STREAM_FEW_ROWS[dtype] or (width >= STREAM_WIDE[dtype] and rows <= STREAM_MANY_ROWS[dtype])
 
 
 def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:

@@ -57,6 +57,20 @@ def test_put_together_from_grouped_products_it_is_the_same(glu):
 
 
 @needs_compiler
+@pytest.mark.parametrize("tokens", [2, 400])  # streamed, and packed for both products
+@pytest.mark.parametrize("glu", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
+def test_experts_laid_out_for_decoding_answer_the_same(dtype, tolerance, glu, tokens):
+    x, up, down, weight = (tensor.detach().to(dtype) for tensor in experts_of(torch.float32, tokens, 2, 4, 34, 19, glu))
+    picks, (up_turned, down_turned) = integers(4, tokens, 2), (tensor.mT.contiguous().mT for tensor in (up, down))
+    wanted = sorted_experts(x.double(), up.double(), down.double(), picks, weight.double(), glu)
+    for ups, downs in ((up, down), (up_turned, down_turned)):
+        got = kernels.experts(x, ups, downs, picks, weight, glu)
+        assert got.dtype == dtype
+        close(got, wanted, tolerance)
+
+
+@needs_compiler
 def test_autocast_rounds_rows_and_keeps_float32_gradients_of_weights():
     x, up, down, weight = experts_of(torch.float32, 20, 2, 4, 8, 6, True)
     with torch.autocast("cpu", torch.bfloat16):

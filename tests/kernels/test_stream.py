@@ -26,7 +26,7 @@ def rounded_once(got, exact, tolerance, terms=1):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 13, 96, 200])
 def test_linear_is_the_float64_product(dtype, tolerance, rows, monkeypatch):
     """All group sizes of rows, widths with and without a rest, several chunks, outputs that do not fill a block."""
-    monkeypatch.setattr(linear, "STREAM_FEW_ROWS", 1 << 30)
+    monkeypatch.setattr(linear, "STREAM_FEW_ROWS", dict.fromkeys(linear.STREAM_FEW_ROWS, 1 << 30))
     for width in (1, 31, 128, 1100):
         for outputs in (1, 5, 8, 130):
             x, weight = numbers(rows, width, dtype=dtype), numbers(outputs, width, seed=1, dtype=dtype)

@@ -62,10 +62,11 @@ inline void activate_backward(const float* h, const float* d_out, i64 F, i64 glu
 }
 
 // y (T, D) = sum over the k picks of a token of weight * expert; h (S, U), U = 2F or F, sorted by expert, is kept if not null.
+// `turned`: up lies as (E, U, D) and down as (E, D, F), as decoding reads them.
 // Every thread takes tokens of its own through all experts: a token's sum is in order of experts, whatever the threads.
 template <class P, class X, class W>
 void experts(const X* x, const W* up, const W* down, const i64* expert, const float* weight, i64 T, i64 k, i64 E, i64 D, i64 F,
-             i64 glu, X* y, X* h, int threads) {
+             i64 glu, i64 turned, X* y, X* h, int threads) {
     const i64 U = glu ? 2 * F : F, deep_d = deep<P>(D), deep_f = deep<P>(F), range = (T + threads - 1) / threads;
     const Sorted sorted(expert, T * k, E);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -79,8 +80,13 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
         for (i64 e = 0; e < E; ++e) {
             const auto [low, high] = sorted.within(e, first * k, last * k);
             if (low == high) continue;
-            pack<P>(D, U, [&](i64 d) { return up + (e * D + d) * U; }, up_packed.get());
-            pack<P>(F, D, [&](i64 f) { return down + (e * F + f) * D; }, down_packed.get());
+            if (turned) {
+                pack_transposed<P>(D, U, up + e * D * U, up_packed.get());
+                pack_transposed<P>(F, D, down + e * F * D, down_packed.get());
+            } else {
+                pack<P>(D, U, [&](i64 d) { return up + (e * D + d) * U; }, up_packed.get());
+                pack<P>(F, D, [&](i64 f) { return down + (e * F + f) * D; }, down_packed.get());
+            }
             for (i64 place = low; place < high; place += BLOCK) {
                 const i64 rows = std::min(BLOCK, high - place);
                 const i64* slot = sorted.slot.data() + place;
@@ -102,8 +108,8 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
 }
 
 // Gradients of all inputs; those of the weights are float32 sums over rows in order, one expert after the other.
-template <class P, class X, class W>
-void experts_backward(const X* x, const W* up, const W* down, const i64* expert, const float* weight, const X* h, const X* dy,
+template <class P, class X>
+void experts_backward(const X* x, const float* up, const float* down, const i64* expert, const float* weight, const X* h, const X* dy,
                       i64 T, i64 k, i64 E, i64 D, i64 F, i64 glu, X* dx, float* d_up, float* d_down, float* d_weight,
                       int threads) {
     const i64 U = glu ? 2 * F : F, S = T * k, deep_d = deep<P>(D), deep_u = deep<P>(U), range = (T + threads - 1) / threads;
@@ -189,16 +195,22 @@ extern "C" {
 
 #define EXPERTS(P, X, W, suffix)                                                                                            \
     void experts_##suffix(const X* x, const W* up, const W* down, const i64* expert, const float* weight, i64 T, i64 k,     \
-                          i64 E, i64 D, i64 F, i64 glu, X* y, X* h, int threads) {                                          \
-        experts<P>(x, up, down, expert, weight, T, k, E, D, F, glu, y, h, threads);                                         \
-    }                                                                                                                       \
-    void experts_backward_##suffix(const X* x, const W* up, const W* down, const i64* expert, const float* weight,          \
+                          i64 E, i64 D, i64 F, i64 glu, i64 turned, X* y, X* h, int threads) {                              \
+        experts<P>(x, up, down, expert, weight, T, k, E, D, F, glu, turned, y, h, threads);                                 \
+    }
+EXPERTS(float, float, float, f32_f32)
+EXPERTS(Half, bf16, float, bf16_f32)
+EXPERTS(Half, bf16, bf16, bf16_bf16)
+#undef EXPERTS
+
+#define EXPERTS_BACKWARD(P, X, suffix)                                                                                      \
+    void experts_backward_##suffix(const X* x, const float* up, const float* down, const i64* expert, const float* weight,  \
                                    const X* h, const X* dy, i64 T, i64 k, i64 E, i64 D, i64 F, i64 glu, X* dx, float* d_up, \
                                    float* d_down, float* d_weight, int threads) {                                           \
         experts_backward<P>(x, up, down, expert, weight, h, dy, T, k, E, D, F, glu, dx, d_up, d_down, d_weight, threads);   \
     }
-EXPERTS(float, float, float, f32)
-EXPERTS(Half, bf16, float, bf16)
-#undef EXPERTS
+EXPERTS_BACKWARD(float, float, f32_f32)
+EXPERTS_BACKWARD(Half, bf16, bf16_f32)
+#undef EXPERTS_BACKWARD
 
 }  // extern "C"

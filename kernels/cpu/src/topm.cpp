@@ -38,10 +38,24 @@ i32 bound_of(const i32* key, int n, int k) {
     return low;
 }
 
-// Keys that reach the bound and their positions, in order. The outputs need a spare place.
+// Keys that reach the bound and their positions, in order. The outputs need 16 spare places.
 int compress_ge(const i32* key, const i32* position, int n, i32 bound, i32* out_key, i32* out_position) {
-    int count = 0;
-    for (int i = 0; i < n; ++i) {
+    int count = 0, i = 0;
+#ifdef __AVX512F__  // at::vec has no compress, without which a selection takes a sixth longer
+    const __m512i bounds = _mm512_set1_epi32(bound), step = _mm512_set1_epi32(16);
+    __m512i counter = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i + 16 <= n; i += 16) {
+        const __m512i block = _mm512_loadu_si512(key + i);
+        if (const __mmask16 kept = _mm512_cmpge_epi32_mask(block, bounds)) {
+            const __m512i where = position ? _mm512_loadu_si512(position + i) : counter;
+            _mm512_storeu_si512(out_key + count, _mm512_maskz_compress_epi32(kept, block));
+            _mm512_storeu_si512(out_position + count, _mm512_maskz_compress_epi32(kept, where));
+            count += __builtin_popcount(kept);
+        }
+        counter = _mm512_add_epi32(counter, step);
+    }
+#endif
+    for (; i < n; ++i) {
         out_key[count] = key[i];
         out_position[count] = position ? position[i] : i;
         count += key[i] >= bound;
