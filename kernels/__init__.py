@@ -34,6 +34,7 @@ __all__ = [
     "rms_norm",
     "row_dot",
     "swiglu",
+    "topm",
     "tucker_topm",
     "weighted_lookup",
 ]
@@ -42,6 +43,7 @@ BACKENDS = ("auto", "reference", "native", "triton")
 # In full, because `evals.records.provenance` takes the modules that are loaded by name from such strings.
 MODULES = {
     "native": {
+        "topm": "kernels.cpu.topm",
         "product_topm": "kernels.cpu.topm",
         "tucker_topm": "kernels.cpu.topm",
         "weighted_lookup": "kernels.cpu.lookup",
@@ -109,6 +111,16 @@ def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:
     """
     chosen = "native" if query_THrK.device.type == "cpu" and backend("cpu") == "native" else "reference"
     return _function("key_scores", chosen)(query_THrK, keys_HrnK)
+
+
+def topm(score_Tn: Tensor, m: int) -> Tensor:
+    """Positions (T, m), int64, of the m largest of each row of scores (T, n), best first, of equal ones the lowest first.
+
+    No gradient. Raises ValueError for m outside 1..n.
+    """
+    _require(1 <= m <= score_Tn.shape[-1], f"topm: m={m} must lie in 1..{score_Tn.shape[-1]}")
+    chosen = "native" if score_Tn.device.type == "cpu" and backend("cpu") == "native" else "reference"
+    return _function("topm", chosen)(score_Tn.detach(), m)
 
 
 def product_topm(row_THn: Tensor, col_THn: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -285,6 +297,6 @@ def heads(
     frequency twice. Returns q (B, n_heads, T, K), k and v (B, n_kv_heads, T, K), in qkv's dtype. Gradient: qkv, gains.
     """
     arguments = (qkv_BTNK, q_weight_K, k_weight_K, cos_TK, sin_TK, n_heads, eps)
-    if _fits_cpp(qkv_BTNK, qkv_BTNK.dtype):
+    if _fits_cpp(qkv_BTNK, qkv_BTNK.dtype) and qkv_BTNK.shape[-1] <= 1024:
         return _function("heads", "native")(*arguments)
     return reference.heads(*arguments)

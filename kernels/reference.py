@@ -33,6 +33,10 @@ def stable_topm(score_Xn: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return value_Xn[..., :m], index_Xn[..., :m]
 
 
+def topm(score_Tn: Tensor, m: int) -> Tensor:
+    return stable_topm(score_Tn, m)[1]
+
+
 @functools.lru_cache(maxsize=64)
 def staircase(m: int, n: int) -> tuple[Tensor, ...]:
     """Ranks (a, b) with (a+1)(b+1) <= m, both below n: the only pairs of sorted rows and columns that can hold a top-m

@@ -158,7 +158,8 @@ class MoE(nn.Module):
             x_TD = noise(*x_TD.shape).to(x_TD.device)
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = kernels.linear(x_TD.float(), self.router.weight.float())
-        prob_Tk, expert_Tk = logits_TE.softmax(-1).topk(self.cfg.top_k, dim=-1)
+        expert_Tk = kernels.topm(logits_TE, self.cfg.top_k)
+        prob_Tk = logits_TE.softmax(-1).gather(-1, expert_Tk)
         if self.cfg.weights == "renormalised":
             prob_Tk = prob_Tk / prob_Tk.sum(-1, keepdim=True)
         return logits_TE, prob_Tk, expert_Tk

@@ -1,9 +1,12 @@
 """Training speed, every implementation interleaved in one run: python -m workflows.speed --out speed.csv
 
 The yardstick is a plain PyTorch GPT of the same shape: `nn.Linear`, `F.scaled_dot_product_attention`, tied head and
-`F.cross_entropy`, fused AdamW, in fp32 and under bf16 autocast. Ours are the suite's architectures at matched FLOPs.
+`F.cross_entropy`, fused AdamW, under bf16 autocast, as written (eager) and through `torch.compile`, whose compilation is
+not timed. Ours are the suite's architectures at matched FLOPs, in bf16 and, on one thread, in fp32.
 A step is forward, backward and optimizer on random tokens; steps of all implementations take turns, so that what the
 machine does meanwhile hits all of them, and the ratio of each to its yardstick is the median over rounds.
+
+Beside it, where a step's time goes (`workflows.step`, table `step`), of the same models in the same process.
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ from evals.records import errors, options, schema
 from evals.records.provenance import device_name
 from evals.records.runs import RunConfig
 from kernels.allocator import keep_memory
+from workflows import step
 from workflows.matched import match_size, recipe
 from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import Size, load_preset
 
-WIDTHS = (64, 128, 256)
+WIDTHS = (64, 128, 256, 512)
+SLOW = 512  # from this width on there are fewer rounds, and no fp32
+WARM_UP = 2  # rounds that are not counted, of which the first compiles
+EAGER, COMPILED = "plain GPT", "plain GPT, compiled"
 
 
 class PlainGPT(nn.Module):
@@ -67,25 +74,25 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 
-def plain_step(model: PlainGPT, precision: str) -> Callable[[Tensor, Tensor], None]:
+def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
-    def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    def one_step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
             loss = model(tokens_BT, targets_BT)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return one_step
 
 
 def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
     model = run.model.build()
     optimizers, precision = Optimizers(model, run.train), run.train.precision
 
-    def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+    def one_step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
         optimizers.set_lr(run.train.steps // 2)
         model.train()
         model.refresh()
@@ -95,11 +102,11 @@ def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
         clip_gradients(model, run.train.grad_clip)
         optimizers.step()
 
-    return step
+    return one_step
 
 
-def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], None]]:
-    """(implementation, architecture, precision) -> one training step, at matched FLOPs, shapes of the cpu preset.
+def bench_runs(d_model: int, batch_size: int, precision: str) -> dict[str, RunConfig]:
+    """Architecture -> a run at matched FLOPs, of the shapes of the cpu preset.
 
     Raises:
         UserError: models of this width cannot be matched.
@@ -107,40 +114,50 @@ def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str],
     preset = load_preset("cpu")
     preset = replace(preset, sizes=preset.sizes | {"bench": Size(d_model=d_model, n_layers=4, n_heads=4)})
     models = match_size(preset, "bench").models
+    runs = {}
+    for arch, model in models.items():
+        train = replace(recipe(preset, arch, "bench"), batch_size=batch_size, precision=precision)
+        runs[arch] = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=model, train=train)
+    return runs
+
+
+def implementations(
+    d_model: int, batch_size: int, precisions: tuple[str, ...]
+) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], None]]:
+    """(implementation, architecture, precision) -> one training step."""
     steps = {}
-    for arch in models:
-        for precision in ("bf16", "fp32"):
-            train = replace(recipe(preset, arch, "bench"), batch_size=batch_size, precision=precision)
-            run = RunConfig(run="", preset="", arch=arch, size="", seed=0, data="", model=models[arch], train=train)
-            steps["ours", arch, precision] = our_step(run)
-    dense = models["dense"]
-    for precision in ("bf16", "fp32"):
-        plain = PlainGPT(dense.vocab_size, d_model, dense.n_layers, dense.n_heads, dense.arch.d_ff, dense.seq_len)
-        steps["plain GPT", "dense", precision] = plain_step(plain, precision)
+    for precision in precisions:
+        runs = bench_runs(d_model, batch_size, precision)
+        steps |= {("ours", arch, precision): our_step(run) for arch, run in runs.items()}
+    dense = runs["dense"].model
+    shape = (dense.vocab_size, d_model, dense.n_layers, dense.n_heads, dense.arch.d_ff, dense.seq_len)
+    steps[EAGER, "dense", "bf16"] = plain_step(PlainGPT(*shape))
+    steps[COMPILED, "dense", "bf16"] = plain_step(torch.compile(PlainGPT(*shape)))
     return steps
 
 
 def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: int, device: str) -> list[dict]:
     """Rows of `speed.csv` for one width and thread count: median and spread of each, and its ratio to a reference.
 
-    Ours in dense is compared with the plain GPT in bf16, the faster yardstick; sparse ones with our dense, same precision.
+    Dense models are compared with the compiled plain GPT; sparse ones with our dense, same precision.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    steps = implementations(d_model, batch_size)
+    slow = d_model >= SLOW
+    steps = implementations(d_model, batch_size, ("bf16",) if slow or threads > 1 else ("bf16", "fp32"))
     times: dict[tuple, list[float]] = {key: [] for key in steps}
-    for round_ in range(rounds + 2):
+    for round_ in range((rounds + 1) // 2 + WARM_UP if slow else rounds + WARM_UP):
         tokens = torch.randint(4096, (batch_size, seq_len + 1))
-        for key, step in steps.items():
+        for key, one_step in steps.items():
             keep_memory(key[0] == "ours")  # the trainer does, a plain script does not
             start = time.perf_counter()
-            step(tokens[:, :-1], tokens[:, 1:])
-            if round_ >= 2:
+            one_step(tokens[:, :-1], tokens[:, 1:])
+            if round_ >= WARM_UP:
                 times[key].append(1e3 * (time.perf_counter() - start))
     rows = []
     for key, ms in times.items():
         impl, arch, precision = key
-        versus = ("plain GPT", "dense", "bf16") if arch == "dense" else ("ours", "dense", precision)
+        versus = (COMPILED, "dense", "bf16") if arch == "dense" else ("ours", "dense", precision)
         p20, p50, p80 = (statistics.quantiles(ms, n=10)[i] for i in (1, 4, 7))
         rows.append(
             {
@@ -161,24 +178,28 @@ def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: i
                 "device": device,
             }
         )
-        print(f"{d_model:5d} {threads} {impl:10s} {arch:12s} {precision}  {p50:8.1f} ms  {rows[-1]['ratio']:.2f}x {versus}")
+        print(f"{d_model:5d} {threads} {impl:19s} {arch:12s} {precision}  {p50:8.1f} ms  {rows[-1]['ratio']:.2f}x {versus}")
     return rows
 
 
 def main() -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table speed")
+    parser.add_argument("--parts", type=Path, help="CSV to write, of the table step: where a step's time goes, on one thread")
     parser.add_argument("--d-model", type=int, nargs="*", default=WIDTHS, help="widths to time (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="*", default=(1, 2), help="threads to time with (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step (default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens of a sequence (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: %(default)s)")
     args = parser.parse_args()
-    rows = []
-    for threads in args.threads:
-        for d_model in args.d_model:
-            rows += measure(d_model, threads, args.batch_size, args.seq_len, args.rounds, device_name("cpu"))
+    rows, parts, shape = [], [], (args.batch_size, args.seq_len)
+    for d_model in args.d_model:
+        for threads in args.threads:
+            rows += measure(d_model, threads, *shape, args.rounds, device_name("cpu"))
             schema.write(args.out, "speed", rows)
+        if args.parts:
+            parts += step.parts(bench_runs(d_model, args.batch_size, "bf16"), *shape, device_name("cpu"))
+            schema.write(args.parts, "step", parts)
 
 
 if __name__ == "__main__":

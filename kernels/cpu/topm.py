@@ -7,6 +7,14 @@ from kernels import reference
 from kernels.cpu.call import call, needs_grad
 
 
+def topm(score_Tn: Tensor, m: int) -> Tensor:
+    if score_Tn.dtype != torch.float32:
+        return reference.topm(score_Tn, m)
+    (T, n), index_Tm = score_Tn.shape, torch.empty(len(score_Tn), m, dtype=torch.int64)
+    call("topm", score_Tn.contiguous(), T, n, m, index_Tm, work=T // 64)
+    return index_Tm
+
+
 def _product_topm(row_THn, col_THn, m):
     row_THn, col_THn = (x if x.stride(-1) == 1 else x.contiguous() for x in (row_THn, col_THn))
     T, H, n = row_THn.shape

@@ -22,6 +22,15 @@ from kernels import reference
 
 
 @pytest.mark.parametrize("module", BOTH)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (8, 8), (74, 8), (600, 40)])
+def test_topm_of_a_row_takes_the_lowest_of_equals_and_nan_first(module, n, m):
+    scores = integers(9, 30, n, seed=n).float()
+    scores[::4, ::5] = -torch.inf
+    scores[::7, -1] = torch.nan
+    assert torch.equal(module.topm(scores, m), torch.sort(scores, dim=-1, descending=True, stable=True)[1][:, :m])
+
+
+@pytest.mark.parametrize("module", BOTH)
 @pytest.mark.parametrize(
     ("n", "m"), [(1, 1), (2, 4), (7, 1), (7, 10), (7, 49), (40, 32), (129, 16), (300, 42), (512, 128), (20, 300)]
 )

@@ -232,7 +232,8 @@ rule plan:
 
 rule speed:
     output:
-        f"{RESULTS}/speed.csv",
+        speed=f"{RESULTS}/speed.csv",
+        parts=f"{RESULTS}/step.csv",
     log:
         f"{RESULTS}/logs/speed.log",
     threads: MOST_THREADS
@@ -242,7 +243,7 @@ rule speed:
     params:
         source=source_of("speed"),
     shell:
-        LOGGED + "exec {PYTHON:q} -m workflows.speed --out {output:q}"
+        LOGGED + "exec {PYTHON:q} -m workflows.speed --out {output.speed:q} --parts {output.parts:q}"
 
 
 rule peers:

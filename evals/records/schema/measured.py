@@ -18,6 +18,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         whole("n_iters", "", "timed calls"),
         DEVICE,
     ),
+    "step": (
+        ARCH,
+        whole("d_model", "", "width of the residual stream"),
+        whole("tokens", "tokens", "of a step"),
+        whole("threads", "threads", "used"),
+        text("precision", "`fp32` or `bf16`"),
+        text("part", "of a training step, forward and backward, in all its places; `rest` is what the others leave"),
+        number("p50_ms", "ms", "median, run alone; of `rest` the step less the other parts"),
+        number("product_ms", "ms", "of its linear maps alone at the measured rate of `torch.mm`, where it is they", False),
+        number("step_ms", "ms", "of the whole step, median"),
+        DEVICE,
+    ),
     "evals": (
         RUN,
         text("task", "name of the task"),

@@ -4,6 +4,7 @@
 
 namespace {
 
+constexpr i64 WIDEST_HEAD = 1024;
 constexpr i64 STRIP_ROWS = 256;  // rows whose share of a norm's weight gradient is summed apart, by whatever thread
 
 inline float sum_of_squares(const float* __restrict x, i64 width) {
@@ -145,11 +146,11 @@ inline void narrow_row(const float* __restrict x, i64 width, X* __restrict out) 
 // WIDTH is K, known to the compiler, or 0.
 template <i64 WIDTH, class X>
 void heads(const X* qkv, Heads<X> to, int threads) {
+    constexpr i64 ROOM = WIDTH ? WIDTH : WIDEST_HEAD;
     const i64 K = WIDTH ? WIDTH : to.K;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<float> parts(4 * K);
-        float *x = parts.data(), *swapped = x + K, *turned = swapped + K, *sin = turned + K;
+        alignas(64) float x[ROOM], swapped[ROOM], turned[ROOM], sin[ROOM];
 #pragma omp for
         for (i64 bt = 0; bt < to.B * to.T; ++bt) {
             const i64 b = bt / to.T, t = bt % to.T;
@@ -177,13 +178,13 @@ void heads(const X* qkv, Heads<X> to, int threads) {
 // q, k and v of `from` are gradients here; d_weight (2, K), of queries and keys, arrives zeroed.
 template <i64 WIDTH, class X>
 void heads_backward(const X* qkv, Heads<X> from, X* d_qkv, float* d_weight, int threads) {
+    constexpr i64 ROOM = WIDTH ? WIDTH : WIDEST_HEAD;
     const i64 K = WIDTH ? WIDTH : from.K, rows = from.B * from.T;
     const i64 strips = (rows + STRIP_ROWS - 1) / STRIP_ROWS;
     std::vector<float> partial(strips * 2 * K);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<float> parts(5 * K);
-        float *x = parts.data(), *swapped = x + K, *dy = swapped + K, *dx = dy + K, *sin = dx + K;
+        alignas(64) float x[ROOM], swapped[ROOM], dy[ROOM], dx[ROOM], sin[ROOM];
 #pragma omp for
         for (i64 strip = 0; strip < strips; ++strip)
             for (i64 bt = strip * STRIP_ROWS; bt < std::min(rows, (strip + 1) * STRIP_ROWS); ++bt) {

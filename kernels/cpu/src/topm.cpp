@@ -116,6 +116,21 @@ inline int identity(int i) { return i; }
 
 extern "C" {
 
+// Positions of the m largest of each row of x (T, n), best first.
+void topm(const float* x, i64 T, i64 n, i64 m, i64* index, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Selector selector;
+        std::vector<i32> key(n);
+#pragma omp for
+        for (i64 t = 0; t < T; ++t) {
+            for (i64 i = 0; i < n; ++i) key[i] = key_of(x[t * n + i]);
+            const u64* best = selector.best(key.data(), int(n), int(m), identity);
+            for (i64 i = 0; i < m; ++i) index[t * m + i] = packed_id(best[i]);
+        }
+    }
+}
+
 void product_topm(const float* row, i64 row_t, i64 row_h, const float* col, i64 col_t, i64 col_h, i64 T, i64 H, i64 n,
                   i64 m, float* score, i64* index, int threads) {
     const int k = int(std::min(m, n));
