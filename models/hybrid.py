@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from math import sqrt
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -21,6 +22,23 @@ from models.moe import MoEConfig
 from models.slot import Placed
 
 PROBE = 1 << 12  # keys an axis
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that a config holds is of a field's type; named choices check themselves."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, (tuple, list)) and all(fits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Literal:
+        return True
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def spoken(kind: Any) -> str:
+    """A field's type in a message."""
+    if get_origin(kind) is tuple:
+        return f"a list of {spoken(get_args(kind)[0])}"
+    return " or ".join("None" if one is NoneType else one.__name__ for one in get_args(kind) or (kind,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +54,8 @@ class HybridConfig(MoEConfig):
         d_key: width of one half-key of the memory layers.
 
     Raises:
-        ValueError: split is no share, or memory is none of the suite's memory layers or has a field that it does not know.
+        ValueError: split is no share, or memory is none of the suite's memory layers, has a field that it does not know, or
+            one of another type.
     """
 
     name: ClassVar[str] = "hybrid"
@@ -55,6 +74,11 @@ class HybridConfig(MoEConfig):
         free = {known.name for known in fields(cls)} - {"n_keys", "d_key", "d_ff", "glu"}
         if unknown := sorted(self.memory.keys() - free - {"name"}):
             raise ValueError(f"memory.{unknown[0]} is no field of {cls.name} that is free here: {', '.join(sorted(free))}")
+        kinds = get_type_hints(cls)
+        for name, value in self.memory.items():
+            if name != "name" and not fits(value, kinds[name]):
+                kind = spoken(kinds[name])
+                raise ValueError(f"memory.{name}: expected {kind}, found {type(value).__name__} {value!r}")
         self.probe  # noqa: B018  its fields are checked
 
     def layers(self, n_keys: int) -> MemoryConfig:

@@ -130,6 +130,29 @@ def test_numbers_of_a_preset_file_have_ranges(monkeypatch, part, key, value):
     assert is_one_sentence(str(error.value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("top_m", "many", "int, found str 'many'"),
+        ("top_m", True, "int, found bool True"),
+        ("n_mem_heads", 1.5, "int, found float 1.5"),
+        ("d_value", "d_model/x", "int or None, found str 'd_model/x'"),
+        ("value_lr_multiplier", [4.0], "float, found list [4.0]"),
+        ("placement", "every 2", "a list of str, found str 'every 2'"),
+        ("placement", [1], "a list of str, found list [1]"),
+    ],
+)
+def test_fields_of_the_memory_beside_experts_have_types(key, value, expected):
+    preset = load_preset("cpu")
+    hybrid = preset.archs["hybrid"]
+    archs = preset.archs | {"hybrid": hybrid | {"memory": hybrid["memory"] | {key: value}}}
+    recipes = {}  # they set fields of the memory too
+    with pytest.raises(UserError) as error:
+        matched.match_size(replace(preset, archs=archs, recipes=recipes), "d64")
+    said = str(error.value)
+    assert said == f"preset cpu: archs.hybrid.arch (hybrid): memory.{key}: expected {expected}"
+
+
 def test_config_is_read_as_snakemake_passes_it():
     """Numbers of a list stay text, 1e6 becomes a float."""
     assert load_preset("cpu", {"seeds": ["3", "4"]}).grid.seeds == (3, 4)
