@@ -16,10 +16,10 @@ from torch import nn
 
 from models import arch_config
 from models.cost import Cost
-from models.feed_forward import FeedForward, feed_forward_cost
+from models.feed_forward import DenseConfig
 from models.memory_config import MemoryConfig
 from models.moe import MoEConfig
-from models.slot import Placed
+from models.slot import ArchConfig, Placed
 
 PROBE = 1 << 12  # keys an axis
 
@@ -108,33 +108,27 @@ class HybridConfig(MoEConfig):
         a_cell = self.probe.cost(d_model, n_layers).only("table").params / PROBE**2
         return self.layers(max(self.probe.smallest_size, round(sqrt(spare / a_cell))))
 
-    def experts(self) -> MoEConfig | None:
-        """The mixture of experts of each block; None where the FFN is dense."""
+    def slot(self) -> ArchConfig:
+        """The mixture of experts of each block, or the FFN that stands in for experts where none is stored."""
+        if not self.stored_experts:
+            return DenseConfig(d_ff=self.top_k * self.d_expert + self.d_shared, glu=self.glu)
         own = {known.name: getattr(self, known.name) for known in fields(MoEConfig)}
-        return MoEConfig(**own | {"n_experts": self.stored_experts}) if self.stored_experts else None
-
-    @property
-    def d_dense(self) -> int:
-        """Width of the FFN that stands in for experts where none is stored."""
-        return self.top_k * self.d_expert + self.d_shared
+        return MoEConfig(**own | {"n_experts": self.stored_experts})
 
     def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
-        if experts := self.experts():
-            return experts.feed_forward(d_model, layer, n_layers)
-        return FeedForward(d_model, self.d_dense, self.glu)
+        return self.slot().feed_forward(d_model, layer, n_layers)
 
     def memories(self, d_model: int, n_layers: int) -> list[Placed]:
         memory = self.beside(d_model, n_layers)
         return memory.memories(d_model, n_layers) if memory else []
 
     def selection_flops(self, d_model: int, n_layers: int) -> int:
-        chosen = filter(None, (self.experts(), self.beside(d_model, n_layers)))
+        chosen = filter(None, (self.slot(), self.beside(d_model, n_layers)))
         return sum(part.selection_flops(d_model, n_layers) for part in chosen)
 
     def cost(self, d_model: int, n_layers: int) -> Cost:
-        experts, memory = self.experts(), self.beside(d_model, n_layers)
-        slot = experts.cost(d_model, n_layers) if experts else feed_forward_cost(d_model, self.d_dense, self.glu) * n_layers
-        return slot + (memory.cost(d_model, n_layers).without("ffn") if memory else Cost())
+        memory = self.beside(d_model, n_layers)
+        return self.slot().cost(d_model, n_layers) + (memory.cost(d_model, n_layers).without("ffn") if memory else Cost())
 
     @property
     def value_lr_multiplier(self) -> float:

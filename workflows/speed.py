@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,24 +82,26 @@ def plain_step(model: PlainGPT, precision: str) -> Callable[[Tensor, Tensor], No
     return step
 
 
-def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
-    model = run.model.build()
+def our_step(run: RunConfig, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """One training step in the middle of the run; it returns the loss."""
+    model = run.model.build().to(device)
     optimizers, precision = Optimizers(model, run.train), run.train.precision
 
-    def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizers.set_lr(run.train.steps // 2)
         model.train()
         model.refresh()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             loss, aux = model.loss(tokens_BT, targets_BT, precision)
         (loss + aux).backward()
         clip_gradients(model, run.train.grad_clip)
         optimizers.step()
+        return loss
 
     return step
 
 
-def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], None]]:
+def implementations(d_model: int, batch_size: int) -> dict[tuple[str, str, str], Callable[[Tensor, Tensor], Any]]:
     """(implementation, architecture, precision) -> one training step, at matched FLOPs, shapes of the cpu preset.
 
     Raises:
