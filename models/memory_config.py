@@ -67,7 +67,7 @@ class MemoryConfig(ArchConfig):
     rank: ClassVar[int] = 1
     rank_query: ClassVar[str] = "split"
     projection: ClassVar[str] = "each"
-    activation: ClassVar[str] = "none"
+    activation = "none"  # not annotated: it would take its place among the fields of those that have one
 
     d_ff: int
     glu: bool = True
