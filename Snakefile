@@ -16,6 +16,7 @@ sys.path.insert(0, workflow.basedir)
 os.environ["PYTHONPATH"] = workflow.basedir
 
 from evals.records.errors import UserError
+from workflows.corpus import pins_read
 from workflows.grid import load_grid
 from workflows.presets import plan_target
 from evals.records.provenance import sha, stage_source

@@ -16,7 +16,7 @@ ARCHS = {
 
 
 def _line(name: str | None) -> list[str]:
-    if name not in ARCHS:
+    if not isinstance(name, str) or name not in ARCHS:
         raise ValueError(f"architecture {name!r} is not one of {', '.join(ARCHS)}")
     return ARCHS[name].split(":")
 

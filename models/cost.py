@@ -10,7 +10,6 @@ reads several times (the placebo's one row) is activated once and multiplied as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 ROLES = ("embedding", "attention", "norm", "ffn", "router", "memory", "table")
@@ -107,20 +106,17 @@ class Cost:
         """Bytes of parameters that one step over `n_tokens` tokens reads, each distinct record once."""
         return itemsize * sum(p.rows_read(n_tokens, routing) * p.width for p in self.parts)
 
-    def _share(self, *roles: str) -> float:
+    def share(self, *roles: str) -> float:
+        """Of feed-forward plus memory compute, what these roles take."""
         slot = self.only("ffn", "router", "memory", "table").active_params
         return self.only(*roles).active_params / slot if slot else 0.0
 
     @property
     def memory_share(self) -> float:
-        """Share of feed-forward plus memory compute that retrieval, projections and routing take."""
-        return self._share("memory", "router")
+        """What retrieval, projections and routing take."""
+        return self.share("memory", "router")
 
     @property
     def retrieval_share(self) -> float:
-        """Share of feed-forward plus memory compute that queries, keys and projections take."""
-        return self._share("memory")
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    return sum(costs, Cost())
+        """What queries, keys and projections take."""
+        return self.share("memory")

@@ -9,18 +9,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from math import sqrt
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from models import arch_config
 from models.cost import Cost
-from models.feed_forward import FeedForward, feed_forward_cost
+from models.feed_forward import DenseConfig
 from models.memory_config import MemoryConfig
 from models.moe import MoEConfig
-from models.slot import Placed
+from models.slot import ArchConfig, Placed
 
 PROBE = 1 << 12  # keys an axis
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that a config holds is of a field's type; named choices check themselves."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, (tuple, list)) and all(fits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Literal:
+        return True
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def spoken(kind: Any) -> str:
+    """A field's type in a message."""
+    if get_origin(kind) is tuple:
+        return f"a list of {spoken(get_args(kind)[0])}"
+    return " or ".join("None" if one is NoneType else one.__name__ for one in get_args(kind) or (kind,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +54,8 @@ class HybridConfig(MoEConfig):
         d_key: width of one half-key of the memory layers.
 
     Raises:
-        ValueError: split is no share, or memory is none of the suite's memory layers or has a field that it does not know.
+        ValueError: split is no share, or memory is none of the suite's memory layers, has a field that it does not know, or
+            one of another type.
     """
 
     name: ClassVar[str] = "hybrid"
@@ -55,6 +74,11 @@ class HybridConfig(MoEConfig):
         free = {known.name for known in fields(cls)} - {"n_keys", "d_key", "d_ff", "glu"}
         if unknown := sorted(self.memory.keys() - free - {"name"}):
             raise ValueError(f"memory.{unknown[0]} is no field of {cls.name} that is free here: {', '.join(sorted(free))}")
+        kinds = get_type_hints(cls)
+        for name, value in self.memory.items():
+            if name != "name" and not fits(value, kinds[name]):
+                kind = spoken(kinds[name])
+                raise ValueError(f"memory.{name}: expected {kind}, found {type(value).__name__} {value!r}")
         self.probe  # noqa: B018  its fields are checked
 
     def layers(self, n_keys: int) -> MemoryConfig:
@@ -84,33 +108,27 @@ class HybridConfig(MoEConfig):
         a_cell = self.probe.cost(d_model, n_layers).only("table").params / PROBE**2
         return self.layers(max(self.probe.smallest_size, round(sqrt(spare / a_cell))))
 
-    def experts(self) -> MoEConfig | None:
-        """The mixture of experts of each block; None where the FFN is dense."""
+    def slot(self) -> ArchConfig:
+        """The mixture of experts of each block, or the FFN that stands in for experts where none is stored."""
+        if not self.stored_experts:
+            return DenseConfig(d_ff=self.top_k * self.d_expert + self.d_shared, glu=self.glu)
         own = {known.name: getattr(self, known.name) for known in fields(MoEConfig)}
-        return MoEConfig(**own | {"n_experts": self.stored_experts}) if self.stored_experts else None
-
-    @property
-    def d_dense(self) -> int:
-        """Width of the FFN that stands in for experts where none is stored."""
-        return self.top_k * self.d_expert + self.d_shared
+        return MoEConfig(**own | {"n_experts": self.stored_experts})
 
     def feed_forward(self, d_model: int, layer: int, n_layers: int) -> nn.Module:
-        if experts := self.experts():
-            return experts.feed_forward(d_model, layer, n_layers)
-        return FeedForward(d_model, self.d_dense, self.glu)
+        return self.slot().feed_forward(d_model, layer, n_layers)
 
     def memories(self, d_model: int, n_layers: int) -> list[Placed]:
         memory = self.beside(d_model, n_layers)
         return memory.memories(d_model, n_layers) if memory else []
 
     def selection_flops(self, d_model: int, n_layers: int) -> int:
-        chosen = filter(None, (self.experts(), self.beside(d_model, n_layers)))
+        chosen = filter(None, (self.slot(), self.beside(d_model, n_layers)))
         return sum(part.selection_flops(d_model, n_layers) for part in chosen)
 
     def cost(self, d_model: int, n_layers: int) -> Cost:
-        experts, memory = self.experts(), self.beside(d_model, n_layers)
-        slot = experts.cost(d_model, n_layers) if experts else feed_forward_cost(d_model, self.d_dense, self.glu) * n_layers
-        return slot + (memory.cost(d_model, n_layers).without("ffn") if memory else Cost())
+        memory = self.beside(d_model, n_layers)
+        return self.slot().cost(d_model, n_layers) + (memory.cost(d_model, n_layers).without("ffn") if memory else Cost())
 
     @property
     def value_lr_multiplier(self) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import kernels
 from models.decode import DecodeState
-from models.linear import Linear
+from models.linear import Linear, Norm
 from models.memory_config import MemoryConfig
 from models.memory_init import initialise
 from models.value_table import Table
@@ -53,26 +53,6 @@ class CausalConv(nn.Module):
         return sum(x_BSD[:, i : i + T] * weight_D for i, weight_D in enumerate(self.weight_kD))
 
 
-class Normed(nn.Module):
-    """RMS or layer norm over d_key with a gain and no bias, or nothing ("none")."""
-
-    def __init__(self, width: int, kind: str, eps: float = 1e-5):
-        super().__init__()
-        self.kind, self.eps = kind, eps
-        self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
-
-    if TYPE_CHECKING:
-        weight: Any  # a parameter; None where kind is "none"
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "none":
-            return x
-        weight = self.weight.to(x.dtype)
-        if self.kind == "rms":
-            return kernels.rms_norm(x, weight, self.eps)
-        return F.layer_norm(x, x.shape[-1:], weight, None, self.eps)
-
-
 @remember
 def permutation(n: int, seed: int | None = None) -> Tensor:
     """A shuffle of n logical addresses. Without a seed the fixed one, the same for every layer and run."""
@@ -87,7 +67,7 @@ def jumps(n_rows: int, seed: int) -> Tensor:
 
 
 class Memory(nn.Module):
-    """One memory layer. Subclasses change how picks are weighted (`gate`), the output, or add losses.
+    """One memory layer. Subclasses change what pre-values are multiplied with, the output, or add losses.
 
     Args:
         selector: picks cells from axis scores (`ProductKeys` or `Tucker`).
@@ -112,8 +92,8 @@ class Memory(nn.Module):
         self.query_shape = (1 if cfg.share_query == "heads" else H, 2, cfg.query_groups, Q)
         self.query = Linear(d_model, self.query_shape[0] * 2 * cfg.query_groups * Q)
         self.keys_cHngQ = nn.Parameter(torch.empty(2, H, self.axis, cfg.key_groups, Q))
-        self.query_norm = Normed(Q, cfg.choice("qk_norm"))
-        self.key_norm = Normed(Q, cfg.choice("qk_norm"))
+        self.query_norm = Norm(Q, cfg.choice("qk_norm"))
+        self.key_norm = Norm(Q, cfg.choice("qk_norm"))
         self.selector = selector
         width = cfg.value_width(d_model)
         owner = table is None
@@ -239,7 +219,16 @@ class Memory(nn.Module):
         return row_TM, block_TM
 
     def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
-        return weight_TMh
+        """Weights of the picks times f(<P[row], x>) where there are pre-values P; f is the config's `activation`."""
+        if self.table.pre_values_NP is None:
+            return weight_TMh
+        hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), self.before_pre_values(x_TD))
+        if self.cfg.activation == "gelu":
+            hidden_TM = F.gelu(hidden_TM)
+        return weight_TMh * hidden_TM.unsqueeze(-1)
+
+    def before_pre_values(self, x_TD: Tensor) -> Tensor:
+        return x_TD
 
     def project(self, pooled_TX: Tensor, x_TD: Tensor) -> Tensor:
         return pooled_TX if self.output is None else self.output(pooled_TX)

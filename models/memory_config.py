@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache as remember
 from math import isqrt
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
@@ -30,12 +29,6 @@ class Window(NamedTuple):
     rows: int
     side: int
     offset: int
-
-
-@remember
-def choices(cls: type) -> dict[str, tuple]:
-    """Field name -> allowed values, of the fields that are named choices."""
-    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +67,7 @@ class MemoryConfig(ArchConfig):
     rank: ClassVar[int] = 1
     rank_query: ClassVar[str] = "split"
     projection: ClassVar[str] = "each"
+    activation = "none"  # not annotated: it would take its place among the fields of those that have one
 
     d_ff: int
     glu: bool = True
@@ -99,9 +93,7 @@ class MemoryConfig(ArchConfig):
         return isqrt(self.top_m) + 1
 
     def __post_init__(self) -> None:
-        for name, allowed in choices(type(self)).items():  # type: ignore[arg-type]  # mypy: the class has its instances' hash
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        super().__post_init__()
         for name in ("n_keys", "d_key", "n_mem_heads", "top_m", "query_conv", "expansion"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")

@@ -1,8 +1,7 @@
 """PEER: a million tiny experts (He 2024, arXiv:2407.04153), which P2 ablates as a form of value (section 4.2.1, eq. 13).
 
-    o = sum over the picks of softmax(score) * gelu(<P[row], x>) * V[row],  P and V both as wide as x
-
-T tokens, D d_model, h cores (1), M picks per token.
+The output is the sum over the picks of softmax(score) * gelu(<P[row], x>) * V[row], P and V both as wide as x: a memory whose
+picks are one-neuron experts.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-import kernels
 from models.memory import Memory
 from models.memory_config import MemoryConfig
 from models.pkm import ProductKeys
@@ -42,17 +39,4 @@ class PEERConfig(MemoryConfig):
         return d_model
 
     def layer(self, d_model: int, n_layers: int, memory: int, table: Table | None) -> nn.Module:
-        return PEER(self, ProductKeys(), d_model, n_layers, memory, table)
-
-
-class PEER(Memory):
-    """A memory whose picks are one-neuron experts."""
-
-    if TYPE_CHECKING:
-        cfg: PEERConfig
-
-    def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
-        hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), x_TD)
-        if self.cfg.activation == "gelu":
-            hidden_TM = F.gelu(hidden_TM)
-        return weight_TMh * hidden_TM.unsqueeze(-1)
+        return Memory(self, ProductKeys(), d_model, n_layers, memory, table)

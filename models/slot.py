@@ -6,7 +6,8 @@ A new architecture is one file with one subclass of `ArchConfig`, and its line i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from functools import cache as remember
+from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -21,6 +22,12 @@ class Placed(NamedTuple):
     module: nn.Module
 
 
+@remember
+def choices(cls: type) -> dict[str, tuple]:
+    """Field name -> allowed values, of the fields that are named choices."""
+    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchConfig:
     """What fills the feed-forward slots of all blocks.
@@ -32,12 +39,20 @@ class ArchConfig:
 
     The compute-matching solver turns three knobs: `width_knob` moves FLOPs, `size_knob` total parameters (None: dense),
     `share_knob` the width of the keys (None: no retrieval).
+
+    Raises:
+        ValueError: a choice that does not exist.
     """
 
     name: ClassVar[str]
     width_knob: ClassVar[str] = "d_ff"
     size_knob: ClassVar[str | None] = None
     share_knob: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in choices(type(self)).items():  # type: ignore[arg-type]  # mypy: the class has its instances' hash
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
 
     @property
     def smallest_size(self) -> int:

@@ -22,7 +22,7 @@ import kernels
 from kernels.attention import causal_attention
 from models.cost import Cost, dense
 from models.decode import DecodeState
-from models.linear import Linear
+from models.linear import Linear, Norm
 from models.overlap import Overlap, at_once
 from models.slot import ArchConfig
 
@@ -113,18 +113,6 @@ class ModelConfig:
         return Transformer(self)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, computed in float32."""
-
-    def __init__(self, width: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
-
-
 def rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin of position x frequency, each (seq_len, d_head)."""
     inverse_K = theta ** (-torch.arange(0, d_head, 2).float() / d_head)
@@ -141,14 +129,15 @@ class Attention(nn.Module):
         self.past_shape = (2, self.kv_heads, self.d_head)
         self.qkv = Linear(cfg.d_model, (self.n_heads + 2 * self.kv_heads) * self.d_head)
         self.out = Linear(self.n_heads * self.d_head, cfg.d_model)
-        self.q_norm = RMSNorm(self.d_head) if cfg.qk_norm else None
-        self.k_norm = RMSNorm(self.d_head) if cfg.qk_norm else None
+        qk_norm = "rms" if cfg.qk_norm else "none"
+        self.q_norm = Norm(self.d_head, qk_norm)
+        self.k_norm = Norm(self.d_head, qk_norm)
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, cache: DecodeState | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         qkv_BTNK = self.qkv(x_BTD).view(B, T, -1, self.d_head)
-        q_gain, k_gain = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
-        q_BHTK, k_BGSK, v_BGSK = kernels.heads(qkv_BTNK, q_gain, k_gain, cos_TK, sin_TK, self.n_heads)
+        gains = self.q_norm.weight, self.k_norm.weight
+        q_BHTK, k_BGSK, v_BGSK = kernels.heads(qkv_BTNK, *gains, cos_TK, sin_TK, self.n_heads)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(self, k_BGSK, v_BGSK)
         S, groups = k_BGSK.shape[2], self.n_heads // self.kv_heads
@@ -168,9 +157,9 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(cfg.d_model)
+        self.attention_norm = Norm(cfg.d_model)
         self.attention = Attention(cfg)
-        self.ffn_norm = RMSNorm(cfg.d_model)
+        self.ffn_norm = Norm(cfg.d_model)
         self.ffn = cfg.arch.feed_forward(cfg.d_model, layer, cfg.n_layers)
 
 
@@ -189,7 +178,7 @@ class Transformer(nn.Module):
         self.overlap: Overlap | None = None
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-        self.norm = RMSNorm(cfg.d_model)
+        self.norm = Norm(cfg.d_model)
         self.head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size)
         placed = cfg.arch.memories(cfg.d_model, cfg.n_layers)
         for read_at, write_at, _ in placed:
@@ -286,6 +275,3 @@ class Transformer(nn.Module):
     def tables(self) -> list[nn.Module]:
         """Modules that hold value tables (`value_names` names them), which have their own learning rate and update."""
         return [module for module in self.modules() if hasattr(module, "value_names")]
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        return [getattr(table, name) for table in self.tables() for name in table.value_names]

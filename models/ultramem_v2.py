@@ -18,10 +18,8 @@ from math import isqrt
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kernels
 from models.balance import BatchShare
 from models.cost import Part, dense
 from models.linear import Linear
@@ -106,11 +104,12 @@ class UltraMemV2Config(UltraMemConfig):
 
 
 class UltraMemV2(Memory):
-    """Weighs picks by their pre-values on top, and can balance the use of keys."""
+    """Projects what meets the pre-values, and can balance the use of keys."""
 
     if TYPE_CHECKING:
         cfg: UltraMemV2Config
         batch_share: Any  # a BatchShare where there is a balance loss, or None
+        pre_project: Any  # a Linear where there are pre-values, or None
 
     def add_parts(self, d_model: int) -> None:
         P = self.cfg.pre_width(d_model)
@@ -120,13 +119,8 @@ class UltraMemV2(Memory):
     def extra_linears(self) -> tuple[nn.Linear | None, ...]:
         return (self.pre_project,)
 
-    def gate(self, weight_TMh: Tensor, row_TM: Tensor, x_TD: Tensor) -> Tensor:
-        if self.pre_project is None:
-            return weight_TMh
-        hidden_TM = kernels.row_dot(*self.table.read("pre_values_NP", row_TM), self.pre_project(x_TD))
-        if self.cfg.activation == "gelu":
-            hidden_TM = F.gelu(hidden_TM)
-        return weight_TMh * hidden_TM.unsqueeze(-1)
+    def before_pre_values(self, x_TD: Tensor) -> Tensor:
+        return self.pre_project(x_TD)
 
     def loss(self, row_THnr: Tensor, col_THnr: Tensor, index_THm: Tensor) -> Tensor | float:
         loss = super().loss(row_THnr, col_THnr, index_THm)

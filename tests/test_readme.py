@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import repository
 import synthetic_folder
 from official_layers import OTHERS, official
 from repository import ENV, ROOT
@@ -104,7 +105,7 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def snakemake(folder: Path, *words: str) -> str:
-    done = run(["snakemake", "--cores", "1", "--snakefile", str(ROOT / "Snakefile"), *words], folder)
+    done = repository.snakemake(folder, "--cores", "1", *words)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr
 
@@ -158,8 +159,7 @@ def test_plan_runs_for_the_gpu_that_is_named_and_no_other_target_takes_one(folde
     assert re.search(r"prediction, default target: 6 runs, [\d.]+ GPU-hours, .* at best on 64 workers", told)
     assert re.search(r"memory per GPU, size xs: up to [\d.]+ GiB \(\S+\) of 74\.5 GiB, fits", told)
     assert schema.read(folder / "results/smoke/plan.csv", "plan").fits.all()
-    words = ["snakemake", "--cores", "1", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", "latency"]
-    refused = run([*words, "--config", "preset=smoke", *config], folder)
+    refused = repository.snakemake(folder, "--cores", "1", "--dry-run", "latency", "--config", "preset=smoke", *config)
     assert refused.returncode == 1
     assert "say what `snakemake plan` predicts for; every other target uses" in refused.stdout + refused.stderr
 

@@ -41,14 +41,14 @@ class Chain:
     """
 
     title: str
-    kind: Literal["cumulative", "sweep", "leave-one-out"]
+    kind: Literal["cumulative", "sweep", "leave-one-out"] = "sweep"
     base: Step
     steps: tuple[Step, ...]
     only: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ("width", "size")
     seeds: tuple[int, ...] = ()
     tuned: bool = False
-    source: str = ""
+    source: str = "not published"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,21 @@ from evals.records.sources import SOURCES, fetch
 MIN_DOCUMENTATION_CHARS = 80  # shorter API strings are boilerplate ("The name of the role.")
 
 
+def corpora() -> list[str]:
+    return ["pypi", *SOURCES["hub"]]
+
+
+def pins_of(corpus: str) -> dict[str, dict]:
+    """Source -> pin, of every source of a corpus."""
+    return SOURCES["pypi"] if corpus == "pypi" else {corpus: SOURCES["hub"][corpus]}
+
+
+def pins_read(data: dict) -> dict[str, dict | None]:
+    """Pins that `workflows.prepare` reads for a preset's data config: its sources' (None: unknown), the evaluation sets'."""
+    pins = pins_of(data["corpus"])
+    return {source: pins.get(source) for source in data.get("sources") or pins} | {"evaluation": SOURCES["evaluation"]}
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One clean text. `fact` is a closed-book question it answers: subject -> answer, among others of its group."""

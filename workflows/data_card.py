@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from evals.records.shards import HELDOUT, TOKEN
 from evals.records.sources import SOURCES, headline
 from workflows.contamination import Contamination
+from workflows.corpus import pins_of
 
 MIXED = "memory_tasks"  # the source of the synthetic documents
 
@@ -24,7 +25,7 @@ class Ledger:
 
 def meta(ledger: Ledger, contamination: Contamination, config: dict, segments: dict, vocab_size: int) -> dict:
     """What meta.json holds but for its checksums; `config` is the `DataConfig` as a mapping, with the sources that it chose."""
-    pins = SOURCES["pypi"] if config["corpus"] == "pypi" else SOURCES["hub"]
+    pins = pins_of(config["corpus"])
     sources = {
         source: {
             **pins[source],

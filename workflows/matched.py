@@ -64,7 +64,7 @@ class Matched:
 
     models: dict[str, ModelConfig]
     rule: MatchRule
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...]
 
     @property
     def yardsticks(self) -> dict[str, ModelConfig]:
@@ -92,9 +92,10 @@ def match_size(preset: Preset, size: str) -> Matched:
     rule = match_rule(preset)
     starts = {arch: prototype(preset, arch, size) for arch in preset.archs}
     try:
-        found = Matched(match({arch: start for arch, start in starts.items() if arch not in preset.beside}, rule), rule)
-        beside = {arch: solve(starts[arch], found.flops, found.params, rule) for arch in starts if arch in preset.beside}
-        found = Matched(found.models | beside, rule, tuple(beside))
+        yardsticks = {arch: start for arch, start in starts.items() if arch not in preset.beside}
+        found = Matched(match(yardsticks, rule), rule, preset.beside)
+        for arch in preset.beside:
+            found.models[arch] = solve(starts[arch], found.flops, found.params, rule)
         gate(found.compared(preset), rule)
     except MatchError as error:
         raise UserError(f"preset {preset.name}, size {size}: {error}") from error

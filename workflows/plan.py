@@ -8,7 +8,7 @@ written is a prediction.
 
 from __future__ import annotations
 
-import json
+import statistics
 import time
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from evals.records.runs import RunConfig, load_run
 from models.match import flops
-from workflows.optim import Optimizers
+from workflows.gather import read_grid
 from workflows.presets import load_preset, plan_target
 from workflows.resolve import resolve
+from workflows.speed import our_step
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
 FARTHEST = 10.0  # times the calibrated model's FLOPs per token
@@ -38,20 +39,13 @@ def step_seconds(run: RunConfig, steps: int = 3) -> float:
     torch.set_num_threads(run.train.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = run.model.build().to(device)
-    optimizers, times = Optimizers(model, run.train), []
+    step, times = our_step(run, device), []
     for _ in range(steps + 1):
         tokens = torch.randint(run.model.vocab_size, (run.train.batch_size, run.train.seq_len + 1), device=device)
         start = time.perf_counter()
-        optimizers.set_lr(0)
-        model.refresh()
-        with torch.autocast(device, torch.bfloat16, enabled=run.train.precision == "bf16"):
-            loss, aux = model.loss(tokens[:, :-1], tokens[:, 1:], run.train.precision)
-        (loss + aux).backward()
-        optimizers.step()
-        loss.item()
+        step(tokens[:, :-1], tokens[:, 1:]).item()
         times.append(time.perf_counter() - start)
-    return sorted(times[1:])[len(times[1:]) // 2]
+    return statistics.median_high(times[1:])
 
 
 def full_flops(run: RunConfig) -> float:
@@ -199,11 +193,8 @@ def main() -> None:
     parser.add_argument("--gpu", help="a device of evals/decode/gpus.yaml to predict for, instead of timing this machine")
     parser.add_argument("--gpus", type=int, help="how many of them")
     args = parser.parse_args()
-    path = args.results / "grid.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; start this as `snakemake plan --config preset=NAME`")
     target = plan_target({key: value for key, value in (("gpu", args.gpu), ("gpus", args.gpus)) if value is not None})
-    grid = json.loads(path.read_text())
+    grid = read_grid(args.results)
     runs = {name: load_run(args.results / "runs" / name) for name in grid["runs"]}
     if target:
         gpu = load_gpus()[0][target["gpu"]]

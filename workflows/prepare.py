@@ -35,11 +35,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from evals.records import options, strict
 from evals.records.errors import UserError, run
 from evals.records.shards import HELDOUT, TOKEN
-from evals.records.sources import SOURCES, headline, sha256_file
+from evals.records.sources import headline, sha256_file
 from evals.scores.memory.mixture import MixtureConfig, mixture
 from workflows import data_card
 from workflows.contamination import Contamination
-from workflows.corpus import Document, evaluation_items, hub_documents, pypi_documents
+from workflows.corpus import Document, corpora, evaluation_items, hub_documents, pins_of, pypi_documents
 from workflows.data_card import MIXED, Ledger
 from workflows.interleave import bounds, interleave
 
@@ -70,16 +70,15 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        corpora = ["pypi", *SOURCES["hub"]]
-        if self.corpus not in corpora:
-            raise UserError(f"unknown corpus {self.corpus!r}: choose one of {', '.join(corpora)}")
-        allowed = list(SOURCES["pypi"]) if self.corpus == "pypi" else [self.corpus]
+        if self.corpus not in corpora():
+            raise UserError(f"unknown corpus {self.corpus!r}: choose one of {', '.join(corpora())}")
+        allowed = pins_of(self.corpus)
         if unknown := [source for source in self.sources if source not in allowed]:
             raise UserError(f"unknown source {unknown[0]!r} of corpus {self.corpus!r}: choose from {', '.join(allowed)}")
         if len(set(self.sources)) < len(self.sources):
             raise UserError("sources: each may be named once")
         object.__setattr__(self, "sources", tuple(self.sources) or tuple(allowed))
-        if self.corpus == "pypi" and not any(headline(SOURCES["pypi"][source]) for source in self.sources):
+        if self.corpus == "pypi" and not any(headline(allowed[source]) for source in self.sources):
             raise UserError(f"sources: name one beside {', '.join(self.sources)} that counts in the headline mean")
         whole = [("vocab_size", 257, 2**16), ("limit_bytes", 0, None), ("ngram", 2, None), ("align", 16, None)]
         for name, low, high in whole:

@@ -18,8 +18,8 @@ from evals.decode.settings import GPUS, Latency
 from evals.records import strict
 from evals.records.errors import UserError
 from evals.records.recipe import Count, CountOrNone, Names, Positive, Seeds, Train
-from evals.records.sources import PINS
 from models import arch_module
+from workflows.corpus import corpora
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -193,10 +193,6 @@ def read_yaml(path: Path) -> dict:
         return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def corpora() -> list[str]:
-    return ["pypi", *read_yaml(PINS)["hub"]]
 
 
 def preset_names() -> list[str]:

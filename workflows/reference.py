@@ -33,12 +33,7 @@ REFERENCE = ROOT / "results" / "reference"
 # What makes the numbers of each table: a stage, and files that are read beside its code.
 TRAINING = ("training",)
 PRODUCERS: dict[str, tuple[str, ...]] = {
-    "runs": TRAINING,
-    "train": TRAINING,
-    "health": TRAINING,
-    "arms": TRAINING,
-    "tuning": TRAINING,
-    "cost": TRAINING,
+    **dict.fromkeys(("runs", "train", "health", "arms", "tuning", "cost"), TRAINING),
     "matched_compute": ("matched",),
     "evals": ("evaluate",),
     "access": ("access",),

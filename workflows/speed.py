@@ -88,19 +88,21 @@ def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     return one_step
 
 
-def our_step(run: RunConfig) -> Callable[[Tensor, Tensor], None]:
-    model = run.model.build()
+def our_step(run: RunConfig, device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """One training step in the middle of the run; it returns the loss."""
+    model = run.model.build().to(device)
     optimizers, precision = Optimizers(model, run.train), run.train.precision
 
-    def one_step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
+    def one_step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizers.set_lr(run.train.steps // 2)
         model.train()
         model.refresh()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             loss, aux = model.loss(tokens_BT, targets_BT, precision)
         (loss + aux).backward()
         clip_gradients(model, run.train.grad_clip)
         optimizers.step()
+        return loss
 
     return one_step
 

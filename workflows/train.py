@@ -33,6 +33,8 @@ from models.balance import whole_batch
 from workflows import checkpoint, health
 from workflows.optim import Optimizers, clip_gradients, mean_over_workers
 
+PROGRESS = ("step", "elapsed", "resumed", "rows", "health", "started")  # of a trainer, in its checkpoints
+
 
 class Windows:
     """Non-overlapping windows of the training shard, shuffled and shifted anew each epoch by the data seed.
@@ -120,8 +122,8 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         note = checkpoint.restore(self.checkpoint, self.model, self.optimizers, self.device, self.identity())
-        self.step, self.elapsed, self.resumed = note["step"], note["elapsed"], note["resumed"] + 1
-        self.rows, self.health, self.started = note["rows"], note["health"], note["started"]
+        vars(self).update({name: note[name] for name in PROGRESS})
+        self.resumed += 1
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have been made by to be continued."""
@@ -129,18 +131,9 @@ class Trainer:
         return {"config": self.run.sha, "source": source, "data": self.shards.meta["sha256"]["train.bin"]}
 
     def save(self) -> None:
-        if self.rank:
-            return
-        note = {
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "resumed": self.resumed,
-            "rows": self.rows,
-            "health": self.health,
-            "started": self.started,
-            "identity": self.identity(),
-        }
-        checkpoint.save(self.checkpoint, self.model, self.optimizers, note)
+        if self.rank == 0:
+            note = {name: getattr(self, name) for name in PROGRESS} | {"identity": self.identity()}
+            checkpoint.save(self.checkpoint, self.model, self.optimizers, note)
 
     def train(self, stop: Stop) -> None:
         """Runs to the last step, or saves and leaves with 128 + signal when told to stop.
@@ -157,7 +150,7 @@ class Trainer:
             speed, clock = cfg.batch_size * cfg.seq_len / (now - clock), now
             self.elapsed += cfg.batch_size * cfg.seq_len / speed
             self.step += 1
-            self.log("train", "", loss, aux, lr, norm, speed)
+            self.log("train", "", loss=loss, aux_loss=aux, lr=lr, grad_norm=norm, tokens_per_s=speed)
             if self.rank == 0 and (now - said > 5 or self.step == steps):
                 said = now
                 left = (steps - self.step) * self.elapsed / self.step
@@ -237,23 +230,10 @@ class Trainer:
                     parameter.grad = mean_over_workers(parameter.grad, self.workers)
         return sums[0], sums[1]
 
-    def log(self, split, source, loss, aux, lr, norm, speed) -> None:
+    def log(self, split: str, source: str, **values: float) -> None:
         tokens = self.step * self.cfg.batch_size * self.cfg.seq_len
-        self.rows.append(
-            {
-                "run": self.run.run,
-                "step": self.step,
-                "tokens": tokens,
-                "split": split,
-                "source": source,
-                "loss": loss,
-                "aux_loss": aux,
-                "lr": lr,
-                "grad_norm": norm,
-                "tokens_per_s": speed,
-                "elapsed_s": self.elapsed,
-            }
-        )
+        place = {"run": self.run.run, "step": self.step, "tokens": tokens, "split": split, "source": source}
+        self.rows.append(place | values | {"elapsed_s": self.elapsed})
 
     @torch.no_grad()
     def evaluate(self, lr: float) -> None:
@@ -277,7 +257,7 @@ class Trainer:
         losses = {name: self.loss_on(tokens, wanted) for name, tokens in heldout.items()}
         losses["all"] = self.headline(losses, "tokens")
         for name, loss in losses.items():
-            self.log(split, name, loss, None, lr, None, None)
+            self.log(split, name, loss=loss, lr=lr)
 
     def headline(self, values: dict[str, float], unit: str) -> float:
         """Mean of the headline sources' values, weighted by their training tokens or bytes."""
@@ -303,11 +283,7 @@ class Trainer:
 
     def write(self) -> None:
         """The run's CSVs and its final weights; the checkpoint is no longer needed then."""
-        tensors.write_tensors(
-            self.folder / "model.safetensors",
-            dict(self.model.state_dict().items()),
-            self.identity(),
-        )
+        tensors.write_tensors(self.folder / "model.safetensors", dict(self.model.state_dict()), self.identity())
         schema.write(self.folder / "health.csv", "health", self.health)
         schema.write(self.folder / "train.csv", "train", self.rows)
         schema.write(self.folder / "runs.csv", "runs", [self.summary()])

@@ -1,11 +1,14 @@
-"""Every memory layer and its placebos in small, and one layer or a model of them."""
+"""Every architecture in small, memory layers with their placebos, and one layer or a model of them."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from models.feed_forward import DenseConfig
+from models.hybrid import HybridConfig
 from models.memory_plus import MemoryPlusConfig
+from models.moe import MoEConfig
 from models.peer import PEERConfig
 from models.pkm import PKMConfig
 from models.transformer import ModelConfig
@@ -41,6 +44,14 @@ PLACEBOS = {
     for name in ("pkm", "peer", "memory_plus", "ultramem", "v2", "v2-ring")
     for placebo in ("one-row", "frozen", "shuffled", "scattered")
 }
+EXPERTS = {"n_experts": 8, "top_k": 2, "d_expert": 8}
+MODELS = CONFIGS | {
+    "dense": DenseConfig(d_ff=24),
+    "moe": MoEConfig(**EXPERTS),
+    "moe-gelu": MoEConfig(**EXPERTS, glu=False, d_shared=8, weights="renormalised", scale="variance"),
+    "hybrid": HybridConfig(**EXPERTS, d_key=8),
+}
+each_model = pytest.mark.parametrize("cfg", (MODELS | PLACEBOS).values(), ids=(MODELS | PLACEBOS).keys())
 each_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS.keys())
 each_layer = pytest.mark.parametrize("cfg", (CONFIGS | PLACEBOS).values(), ids=(CONFIGS | PLACEBOS).keys())
 
@@ -53,3 +64,21 @@ def model_of(arch, **fields):
 def layer_of(cfg, d_model=D, n_layers=L, number=0, seed=0):
     torch.manual_seed(seed)
     return cfg.memories(d_model, n_layers)[number].module
+
+
+def built(cfg, seed=0):
+    """A model in eval mode, whose query convolutions are more than the identity that they start as."""
+    torch.manual_seed(seed)
+    model = cfg.build().eval()
+    for memory in model.memories:
+        stir(memory)
+    return model
+
+
+def stir(layer):
+    if layer.conv is not None:
+        torch.nn.init.normal_(layer.conv.weight_kD)
+
+
+def tokens(B, T, vocab=1024, seed=1):
+    return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))

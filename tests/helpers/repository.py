@@ -1,6 +1,8 @@
 """Where the repository lies, the floors that it is built of, and the environment of a command that runs elsewhere."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,3 +16,9 @@ def modules() -> Iterator[str]:
     for floor in FLOORS:
         for path in sorted((ROOT / floor).rglob("*.py")):
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def snakemake(folder: Path, *words: str | Path, root: Path = ROOT, env: dict = ENV) -> subprocess.CompletedProcess:
+    """The workflow of the checkout `root`, run in `folder`."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", root / "Snakefile", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)

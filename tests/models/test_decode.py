@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from memory_layers import built, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
@@ -15,15 +16,9 @@ from models import overlap
 from models.overlap import Overlap
 from models.transformer import ModelConfig, Transformer
 from models.ultramem import UltraMemConfig
-from workflows import matched
 from workflows.presets import load_preset
 
 ARCHS = tuple(load_preset("smoke").archs)
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, ModelConfig]:
-    return matched.match_size(load_preset("smoke"), "xs").models
 
 
 @pytest.fixture(autouse=True)
@@ -32,32 +27,9 @@ def no_grad():
         yield
 
 
-def build(cfg: ModelConfig) -> Transformer:
-    torch.manual_seed(0)
-    model = cfg.build().eval()
-    for memory in model.memories:
-        if memory.conv is not None:
-            torch.nn.init.normal_(memory.conv.weight_kD)
-    return model
-
-
-def tokens(B: int, T: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(1024, (B, T), generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("n_kv_heads", [None, 1])
-def test_decoding_is_the_whole_sequence_at_once(models, arch, n_kv_heads):
-    model, x = build(replace(models[arch], n_heads=4, n_kv_heads=n_kv_heads)).double(), tokens(2, 20)
-    cache = model.decode_state(2, 20)
-    steps = [model.logits(part, cache) for part in x.split((9, 1, 1, 4, 1, 1, 1, 1, 1), dim=1)]
-    torch.testing.assert_close(torch.cat(steps, 1), model.logits(x), rtol=1e-5, atol=1e-6)
-    assert cache.length == 20
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_step_repeats_exactly_after_a_rewind_and_at_the_same_addresses(models, arch):
-    model, x = build(models[arch]), tokens(3, 12)
+    model, x = built(models[arch]), tokens(3, 12)
     cache = model.decode_state(3, 16)
     model.hidden(x[:, :7], cache)
     addresses = [past.data_ptr() for past in cache.past.values()]
@@ -77,14 +49,14 @@ def test_a_step_allocates_no_more_than_the_scores_of_a_longer_context(models, n_
             model.hidden(tokens(4, 1), cache)
         return sum(event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0)
 
-    model = build(replace(models["ultramem"], n_heads=4, n_kv_heads=n_kv_heads))
+    model = built(replace(models["ultramem"], n_heads=4, n_kv_heads=n_kv_heads))
     allocated(20)
     scores = 4 * 4 * 80 * 4 * model.cfg.n_layers
     assert 0 <= allocated(100) - allocated(20) <= scores
 
 
 def test_sequences_are_taken_from_a_state_with_their_past(models):
-    model, x = build(models["ultramem"]), tokens(2, 12)
+    model, x = built(models["ultramem"]), tokens(2, 12)
     cache = model.decode_state(2, 8)
     model.hidden(x[:, :8], cache)
     taken = cache.take(torch.tensor([1, 0, 1]), 12)
@@ -94,7 +66,7 @@ def test_sequences_are_taken_from_a_state_with_their_past(models):
 
 
 def test_a_pretended_past_is_written_everywhere_and_differs_between_sequences(models):
-    cache = build(models["dense"]).decode_state(4, 32)
+    cache = built(models["dense"]).decode_state(4, 32)
     cache.pretend(30)
     assert cache.length == 30
     for past in cache.past.values():
@@ -103,7 +75,7 @@ def test_a_pretended_past_is_written_everywhere_and_differs_between_sequences(mo
 
 
 def test_a_full_decode_state_is_refused(models):
-    model = build(models["dense"])
+    model = built(models["dense"])
     cache = model.decode_state(1, 8)
     model.hidden(tokens(1, 6), cache)
     with pytest.raises(ValueError, match=r"9 tokens do not fit into a decode state of 8"):
@@ -144,7 +116,7 @@ def shapes_only(monkeypatch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_step_waits_for_the_device(models, arch, monkeypatch):
     shapes_only(monkeypatch)
-    model = build(models[arch])
+    model = built(models[arch])
     cache = model.decode_state(2, 8)
     with NoWaiting():
         for part in tokens(2, 8).split((5, 1, 2), dim=1):
@@ -154,7 +126,7 @@ def test_no_step_waits_for_the_device(models, arch, monkeypatch):
 def deep(placement: tuple[str, ...], **fields) -> Transformer:
     sizes = {"d_ff": 24, "n_keys": 12, "d_key": 8, "top_m": 4, "d_value": 16}
     arch = UltraMemConfig(**sizes, placement=placement)
-    return build(ModelConfig(arch=arch, vocab_size=1024, d_model=32, n_layers=4, n_heads=4, seq_len=32, **fields))
+    return built(ModelConfig(arch=arch, vocab_size=1024, d_model=32, n_layers=4, n_heads=4, seq_len=32, **fields))
 
 
 @pytest.mark.parametrize("placement", [("0:0",), ("0:1", "2:3"), ("0:3", "1:2", "1:1"), ("0:2", "0:1", "3:3")])

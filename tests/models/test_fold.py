@@ -71,7 +71,7 @@ def test_the_cost_of_folding_is_declared(arch):
     folded = fold(built(arch))
     cost = folded.cfg.cost()
     assert sum(p.numel() for p in folded.parameters()) == cost.params
-    assert sum(p.numel() for p in folded.value_parameters()) == cost.only("table").params
+    assert sum(p.numel() for table in folded.tables() for p in table.parameters()) == cost.only("table").params
     assert "output" not in {part.name for part in cost.parts}
     with torch.device("meta"):
         fresh = config(FoldedConfig(arch=arch)).build()

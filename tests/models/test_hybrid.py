@@ -91,4 +91,4 @@ def test_what_does_not_fit_is_one_sentence(changes, words):
 def test_one_expert_too_few_is_a_dense_network():
     cfg = HybridConfig(n_experts=16, top_k=4, d_expert=8, d_key=8, split=0.75)
     assert cfg.stored_experts == 0
-    assert replace(cfg, split=0.65).experts() == MoEConfig(n_experts=6, top_k=4, d_expert=8)
+    assert replace(cfg, split=0.65).slot() == MoEConfig(n_experts=6, top_k=4, d_expert=8)

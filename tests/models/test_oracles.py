@@ -1,11 +1,14 @@
 """Identities that the layers must satisfy, against brute force, materialised tables and float64 finite differences."""
 
 from dataclasses import replace
+from functools import partial
 
+import memory_layers
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_layers import stir
 from torch.func import functional_call
 
 from models.memory import recall
@@ -20,9 +23,7 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 
 
-def layer_of(cfg, d_model=12, n_layers=2, seed=0):
-    torch.manual_seed(seed)
-    return cfg.memories(d_model, n_layers)[0].module
+layer_of = partial(memory_layers.layer_of, d_model=12, n_layers=2)
 
 
 def tucker_of(H, h, r, generator):
@@ -75,7 +76,7 @@ def test_tucker_of_rank_one_with_positive_scores_is_exact(seed, n, m):
 @pytest.mark.parametrize("kind", [UltraMemConfig, UltraMemV2Config])
 def test_tucker_recall_is_near_one_in_the_searched_quadrant_and_one_half_of_the_grid(kind, record_property):
     cfg = kind(d_ff=64, n_keys=64, d_key=32, top_m=16, d_value=32, placement=("0:1",))
-    found = [layer_of(cfg, 64, seed=seed).health(torch.randn(1, 64, 64)) for seed in range(8)]
+    found = [layer_of(cfg, d_model=64, seed=seed).health(torch.randn(1, 64, 64)) for seed in range(8)]
     grid, quadrant = (sum(f[name] for f in found) / len(found) for name in ("recall_grid", "recall_quadrant"))
     record_property("recall_grid", grid)
     record_property("recall_quadrant", quadrant)
@@ -220,8 +221,7 @@ GRAD_CONFIGS = {
 def test_gradients_equal_finite_differences_in_float64(cfg):
     layer = layer_of(cfg, d_model=5).double()
     names, tensors = zip(*layer.named_parameters(), strict=True)
-    if layer.conv is not None:
-        torch.nn.init.normal_(layer.conv.weight_kD)
+    stir(layer)
     x_BTD = torch.randn(1, 3, 5, dtype=torch.float64, requires_grad=True)
 
     def run(x_BTD, *values):

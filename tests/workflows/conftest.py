@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_wheels import Index, made_up_wheels
+from made_up_wheels import SMALL, Index, made_up_wheels
 
-from evals.records import sources
-from workflows import matched
+from evals.records import errors, sources
+from evals.records.shards import Shards, load_shards
+from workflows import matched, prepare
 from workflows.presets import load_preset
 
 
@@ -65,3 +66,24 @@ def index(monkeypatch) -> Index:
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "data" / "pypi", tmp_path / "wheels"
+
+
+@pytest.fixture
+def prepared(index, folders) -> tuple[dict, Shards]:
+    """The corpus of `SMALL`: its meta and its shards."""
+    meta = prepare.prepare(SMALL, *folders)
+    return meta, load_shards(folders[0])
+
+
+@pytest.fixture
+def refusal_of(monkeypatch, capsys):
+    """What the command `main` says on arguments that it must refuse."""
+
+    def refuse(main, *arguments) -> str:
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            errors.run(main)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return refuse

@@ -24,22 +24,18 @@ def chain(*steps, kind="cumulative", arch="ultramem"):
 
 def arm(smoke, chain_, row):
     preset, group = smoke
-    _, deltas = presets_arms(chain_)[row]
-    return ablate.resolve_arm(preset, group, "xs", chain_, deltas, "test")
-
-
-def presets_arms(chain_):
-    return ablate.chain_arms(chain_)
+    _, deltas = ablate.chain_arms(chain_)[row]
+    return ablate.resolve_arm(preset, group, "xs", chain_, deltas, "test")[1]
 
 
 def test_cumulative_row_holds_all_deltas_before_it(smoke):
     steps = (Step(id="a", label="a", set={"top_m": 8}), Step(id="b", label="b", set={"query_conv": 1}))
     assert smoke[1].models["ultramem"].arch.top_m == 32
-    _, model, _ = arm(smoke, chain(*steps), 2)
+    model = arm(smoke, chain(*steps), 2)
     assert (model.arch.top_m, model.arch.query_conv) == (8, 1)
-    _, model, _ = arm(smoke, chain(*steps, kind="sweep"), 2)
+    model = arm(smoke, chain(*steps, kind="sweep"), 2)
     assert (model.arch.top_m, model.arch.query_conv) == (32, 1)
-    _, model, _ = arm(smoke, chain(*steps, kind="leave-one-out"), 1)
+    model = arm(smoke, chain(*steps, kind="leave-one-out"), 1)
     assert (model.arch.top_m, model.arch.query_conv) == (32, 1)
 
 
@@ -60,21 +56,21 @@ def test_delta_that_does_nothing_or_is_misspelt_is_refused(smoke, change, words)
 
 
 def test_rows_of_a_chain_have_equal_compute(smoke):
-    _, base, _ = arm(smoke, chain(), 0)
-    _, wider, _ = arm(smoke, chain(Step(id="a", label="a", set={"d_value": 24, "expansion": 1})), 1)
+    base = arm(smoke, chain(), 0)
+    wider = arm(smoke, chain(Step(id="a", label="a", set={"d_value": 24, "expansion": 1})), 1)
     assert flops(wider) == pytest.approx(flops(base), rel=0.01)
     assert params(wider) == pytest.approx(params(base), rel=0.02)
 
 
 def test_relative_values_fit_every_size(smoke):
     step = Step(id="a", label="a", set={"top_m": "x0.5", "d_value": "d_model/4", "placement": "grid:ultramem_v2"})
-    _, model, _ = arm(smoke, chain(step), 1)
+    model = arm(smoke, chain(step), 1)
     assert (model.arch.top_m, model.arch.d_value, model.arch.placement) == (16, model.d_model // 4, ("all",))
 
 
 def test_sparsity_is_a_delta_like_any_other(smoke):
-    _, base, _ = arm(smoke, chain(), 0)
-    _, sparser, _ = arm(smoke, chain(Step(id="a", label="a", set={"match.sparse_ratio": 8.0})), 1)
+    base = arm(smoke, chain(), 0)
+    sparser = arm(smoke, chain(Step(id="a", label="a", set={"match.sparse_ratio": 8.0})), 1)
     assert params(sparser) == pytest.approx(2 * params(base), rel=0.03)
 
 
@@ -91,12 +87,9 @@ def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
     base = Step(id="base", label="as in the grid", arch="ultramem")
     chains = {"c": Chain(title="", kind="sweep", base=base, steps=(), tuned=True, seeds=(0, 1))}
     plan, found = resolve.resolve(preset, chains, tmp_path)
-    assert [(found[row["run"]].train.lr, found[row["run"]].seed, row["lr"]) for row in plan["arms"]] == [
-        (0.001, 0, 0.001),
-        (0.001, 1, 0.001),
-        (0.006, 0, 0.006),
-        (0.006, 1, 0.006),
-    ]
+    trained = [(found[row["run"]].train.lr, found[row["run"]].seed) for row in plan["arms"]]
+    assert trained == [(row["lr"], seed) for row, seed in zip(plan["arms"], (0, 1, 0, 1), strict=True)]
+    assert [lr for lr, _ in trained] == [0.001, 0.001, 0.006, 0.006]
 
 
 def test_main_chains_begin_and_end_at_the_grids_models():
@@ -134,10 +127,10 @@ def test_every_preset_and_chain_resolves(name, tmp_path):
 def test_controls_are_worse_and_better_by_construction(smoke):
     _, group = smoke
     chain = load_chains()["controls"]
-    _, frozen_model, _ = arm(smoke, chain, 1)
+    frozen_model = arm(smoke, chain, 1)
     assert (frozen_model.arch.placebo, frozen_model.arch.name) == ("frozen-layer", "ultramem")
     assert flops(frozen_model) == pytest.approx(group.flops, rel=0.01)
-    _, router_model, _ = arm(smoke, chain, 2)
+    router_model = arm(smoke, chain, 2)
     assert (router_model.arch.router_frozen, router_model.arch.name) == ("yes", "moe")
-    _, dense_model, _ = arm(smoke, chain, 3)
+    dense_model = arm(smoke, chain, 3)
     assert flops(dense_model) == pytest.approx(2 * group.flops, rel=0.01)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from repository import ENV, ROOT
+from repository import ENV, ROOT, snakemake
 
 from workflows.start import strays
 
@@ -53,40 +53,33 @@ def test_workflow_runs_with_the_cluster_profile(tmp_path, preset, gpu, threads):
     plugin = tmp_path / "lib/snakemake_executor_plugin_slurm"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text(CLUSTER)
-    profile = ROOT / "profiles/slurm"
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "modelled",
-        "latency",
-        "speed",
-        "peers",
-        "plan",
-        "--snakefile",
-        ROOT / "Snakefile",
-    ]
-    command += ["--profile", profile, "--retries", "0", "--seconds-between-status-checks", "1", "--config", f"preset={preset}"]
+    rules = ("modelled", "latency", "speed", "peers", "plan")
+    options = ("--retries", "0", "--seconds-between-status-checks", "1", "--config", f"preset={preset}")
     env = ENV | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugin.parent}"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+    done = snakemake(tmp_path, *rules, "--profile", ROOT / "profiles/slurm", *options, env=env)
     assert (tmp_path / "asked.jsonl").exists(), done.stderr[-2000:]
     asked = {job["rule"]: job for job in map(json.loads, (tmp_path / "asked.jsonl").read_text().splitlines())}
-    assert set(asked) == {"modelled", "latency", "speed", "peers", "plan"}
+    assert set(asked) == set(rules)
     assert not asked["modelled"]["gpu"]
     assert asked["modelled"]["slurm_extra"] is None
-    for rule in ("latency", "speed", "peers", "plan"):
+    for rule in rules[1:]:
         assert (asked[rule]["gpu"] or 0, asked[rule]["threads"]) == (gpu, threads)
         assert asked[rule]["slurm_extra"] == "--exclusive"
 
 
-@pytest.fixture(scope="module")
-def odd_checkout(tmp_path_factory):
-    """A copy of the tracked code, with an environment of its own, in a folder that a shell must not take apart."""
-    folder = tmp_path_factory.mktemp('it\'s a "check" out $HOME')
+def check_out(folder):
+    """Copies the tracked code."""
     for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
         if name and not name.startswith(("results/", "tests/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def odd_checkout(tmp_path_factory):
+    """The code, with an environment of its own, in a folder that a shell must not take apart."""
+    folder = tmp_path_factory.mktemp('it\'s a "check" out $HOME')
+    check_out(folder)
     (folder / ".venv").symlink_to(sys.prefix)
     smoke = folder / "workflows/configs/smoke.yaml"
     smoke.write_text(smoke.read_text().replace("train: {", "train: {workers: 2, threads: 3, "))
@@ -94,18 +87,8 @@ def odd_checkout(tmp_path_factory):
 
 
 def in_odd_checkout(folder, *args):
-    command = [
-        folder / ".venv/bin/python",
-        "-m",
-        "snakemake",
-        *args,
-        "--cores",
-        "8",
-        "--quiet",
-        "host",
-        "--config",
-        "preset=smoke",
-    ]
+    command = [folder / ".venv/bin/python", "-m", "snakemake", *args, "--cores", "8", "--quiet", "host"]
+    command += ["--config", "preset=smoke"]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -138,6 +121,42 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
     assert "--nproc-per-node 2 -m workflows.train" in train
+
+
+# Makes the folder that it is told to, in place of the corpus.
+STAND_IN = """
+import sys
+from pathlib import Path
+
+Path(sys.argv[sys.argv.index("--out") + 1]).mkdir(parents=True)
+"""
+
+
+def test_a_changed_pin_of_the_text_makes_it_stale_and_no_other(tmp_path):
+    check_out(tmp_path)
+    (tmp_path / "workflows/prepare.py").write_text(STAND_IN)
+    words = ("prepare", "--cores", "1", "--config", "preset=smoke")
+    env = ENV | {"PYTHONPATH": str(tmp_path)}
+
+    def stale() -> bool:
+        done = snakemake(tmp_path, *words[:1], "--dry-run", *words[1:], root=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return "Nothing to be done" not in done.stdout + done.stderr
+
+    assert snakemake(tmp_path, *words, root=tmp_path, env=env).returncode == 0
+    assert not stale()
+    pins = tmp_path / "evals/records/sources.yaml"
+    before = pins.read_text()
+    for edit, expected in (
+        (("# Where text", "# Whence text"), False),
+        (("version: 1.44.5", "version: 1.44.6"), False),  # of botocore, which the smoke preset leaves out
+        (("dataset: allenai/c4", "dataset: another/c4"), False),
+        (("version: 0.0.7", "version: 0.0.8"), True),
+        (("sha256: 61b08a", "sha256: 61b08b"), True),  # of the evaluation sets, which the text is cleared of
+    ):
+        assert edit[0] in before
+        pins.write_text(before.replace(*edit))
+        assert stale() == expected, edit
 
 
 TOY = """
@@ -215,18 +234,7 @@ def test_a_target_among_the_values_of_config_is_named(args, found):
 def test_a_failed_job_names_its_log(tmp_path):
     """A folder stands where the job wants to write its table."""
     (tmp_path / "results/smoke/latency_modelled.csv/in the way").mkdir(parents=True)
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--cores",
-        "1",
-        "--config",
-        "preset=smoke",
-    ]
-    done = subprocess.run([*command, "--", "modelled"], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=400)
+    done = snakemake(tmp_path, "--cores", "1", "--config", "preset=smoke", "--", "modelled")
     assert done.returncode == 1
     assert "results/smoke/logs/modelled.log" in done.stderr
     assert "latency_modelled.csv" in (tmp_path / "results/smoke/logs/modelled.log").read_text()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evals.claims.widths import slopes
-from evals.records import errors, schema
+from evals.records import schema
 from evals.records.errors import UserError
 from models.match import match
 from workflows import coordinates
@@ -115,12 +115,9 @@ def test_slopes_are_powers_of_the_width():
 
 
 @pytest.mark.parametrize("widths", [["64"], ["64", "64"], ["64", "20"], ["-8", "64"]])
-def test_widths_that_cannot_be_are_refused_in_one_sentence(widths, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["coordinates", "--out", str(tmp_path / "c.csv"), "--widths", *widths])
-    with pytest.raises(SystemExit) as stopped:
-        errors.run(coordinates.main)
-    assert stopped.value.code == 2
-    assert "two different multiples of 8 or more" in capsys.readouterr().err
+def test_widths_that_cannot_be_are_refused_in_one_sentence(widths, refusal_of, tmp_path):
+    said = refusal_of(coordinates.main, "--out", tmp_path / "c.csv", "--widths", *widths)
+    assert "two different multiples of 8 or more" in said
     assert not (tmp_path / "c.csv").exists()
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_wheels import leftovers, texts, words
 
-from evals.records import errors, sources, strict
+from evals.records import sources, strict
 from evals.records.errors import UserError
 from evals.records.shards import load_shards
 from evals.scores.memory.mixture import MixtureConfig
@@ -105,21 +105,16 @@ def test_a_missing_mirror_is_one_sentence(index, folders, monkeypatch, tmp_path)
         prepare.prepare(cfg, *folders)
 
 
-def test_without_the_hub_there_is_one_sentence_and_exit_2(index, folders, monkeypatch, capsys):
+def test_without_the_hub_there_is_one_sentence_and_exit_2(index, folders, monkeypatch, refusal_of):
     """The real client, cut off from the network."""
     monkeypatch.delenv("ULTRAMEM_DATASETS", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     out, cache = folders
-    arguments = ["--corpus", "c4", "--limit-bytes", "200000", "--out", str(out), "--cache", str(cache)]
-    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        errors.run(prepare.main)
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("prepare: ")]
-    assert exit_.value.code == 2
-    assert len(said) == 1
-    assert said[0].startswith("error: corpus 'c4' streams allenai/c4 from the hub, which could not be read (")
-    assert said[0].endswith("connect this machine to the internet or use corpus 'pypi'")
+    told = refusal_of(prepare.main, "--corpus", "c4", "--limit-bytes", "200000", "--out", out, "--cache", cache)
+    (said,) = (line for line in told.splitlines() if not line.startswith("prepare: "))
+    assert said.startswith("error: corpus 'c4' streams allenai/c4 from the hub, which could not be read (")
+    assert said.endswith("connect this machine to the internet or use corpus 'pypi'")
     assert leftovers(out) == []
 
 

