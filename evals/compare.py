@@ -78,7 +78,8 @@ KEYS = {
     "diagnosis": ["topic", "arm"],
     "coordinates": ["arch", "width_rule", "d_model", "step", "where"],
 }
-UNCOMPARED = ("speed", "cost", "plan", "provenance")  # times and predictions of one machine, and which commit made what
+# Times and predictions of one machine, and which commit made what.
+UNCOMPARED = ("speed", "step", "growth", "cost", "plan", "provenance")
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
 # A column that the schema does not have (yet) is passed over.

@@ -75,61 +75,61 @@ def memory_of(config: ArchConfig, d_model: int) -> nn.Module:
     return placed.module
 
 
-def pairs(d: int) -> dict[str, dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]]:
-    """Layer name -> implementation -> (module, function of x). The first implementation is ours."""
-    from PEER_pytorch import PEER
-    from product_key_memory import PKM
+Layer = tuple[nn.Module, Callable[[Tensor], Tensor]]
+
+
+def memory_pair(name: str, d: int, n_keys: int) -> dict[str, Layer]:
+    """Ours first, then the peer, of a memory layer of n_keys^2 cells: implementation -> (module, function of x)."""
+    common: dict[str, Any] = {"d_ff": 0, "placement": ("0:0",)}
+    if name == "PKM":
+        from product_key_memory import PKM
+
+        ours = PKMConfig(**common, n_keys=n_keys, d_key=128, n_mem_heads=4, top_m=32, qk_norm="layer")
+        peer_name, theirs = "product-key-memory", PKM(d, heads=4, num_keys=n_keys, topk=32, dim_head=128)
+    elif name == "UltraMem":
+        from ultra_mem import UltraMem
+
+        # ultra-mem has one query for two heads of 32 picks, each reading half of the value; its cells, four times as many as
+        # its values, share these among 4 expansions, full keys per rank.
+        shape: dict[str, Any] = {"n_keys": n_keys // 2, "d_key": 128, "n_mem_heads": 2, "top_m": 32, "d_value": d // 2}
+        ours = UltraMemConfig(**common, **shape, rank_query="shared", query_conv=5)
+        peer_name, theirs = "ultra-mem", UltraMem(d, num_memories=n_keys**2, topk=32)
+    else:
+        from PEER_pytorch import PEER
+
+        ours = PEERConfig(**common, n_keys=n_keys, d_key=d // 2, n_mem_heads=8, top_m=16)
+        shape = {"heads": 8, "num_experts": n_keys**2, "num_experts_per_head": 16}
+        peer_name, theirs = "PEER-pytorch", PEER(d, **shape, non_competing_scores=False)
+    module = memory_of(ours, d)
+    return {"ours": (module, first(module)), peer_name: (theirs, lambda x: output(theirs(x)))}
+
+
+def expert_layers(d: int, n_experts: int, top_k: int, width: int, kind: str) -> dict[str, Layer]:
+    """Ours first, then transformers' paths, of a mixture of SwiGLU experts; `kind` is "mixtral" or "olmoe"."""
     from transformers import MixtralConfig, OlmoeConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
-    from ultra_mem import UltraMem
 
-    common: dict[str, Any] = {"d_ff": 0, "placement": ("0:0",)}
-    pkm = PKMConfig(**common, n_keys=N_KEYS, d_key=128, n_mem_heads=4, top_m=32, qk_norm="layer")
-    # ultra-mem has one query for two heads of 32 picks, each reading half of the value; its 2^18 logical cells share 2^16
-    # values among 4 expansions, full keys per rank.
-    ultramem = UltraMemConfig(
-        **common,
-        n_keys=N_KEYS // 2,
-        d_key=128,
-        n_mem_heads=2,
-        top_m=32,
-        d_value=d // 2,
-        rank_query="shared",
-        query_conv=5,
-    )
-    peer = PEERConfig(**common, n_keys=N_KEYS, d_key=d // 2, n_mem_heads=8, top_m=16)
-    layers = {
-        "PKM": (memory_of(pkm, d), {"product-key-memory": PKM(d, heads=4, num_keys=N_KEYS, topk=32, dim_head=128)}),
-        "UltraMem": (memory_of(ultramem, d), {"ultra-mem": UltraMem(d, num_memories=N_KEYS**2, topk=32)}),
-        "PEER": (
-            memory_of(peer, d),
-            {"PEER-pytorch": PEER(d, heads=8, num_experts=N_KEYS**2, num_experts_per_head=16, non_competing_scores=False)},
-        ),
-    }
-    found = {
-        name: {"ours": (ours, first(ours))} | {peer_name: (module, lambda x, m=module: output(m(x)))}
-        for name, (ours, theirs) in layers.items()
-        for peer_name, module in theirs.items()
-    }
-    experts = {
-        "MoE top-2": (16, 2, 2 * d, MixtralConfig, MixtralSparseMoeBlock),
-        "MoE top-8": (64, 8, d // 2, OlmoeConfig, OlmoeSparseMoeBlock),
-    }
-    for name, (n_experts, top_k, width, config, block) in experts.items():
-        experts_of = MoEConfig(n_experts=n_experts, top_k=top_k, d_expert=width, weights="renormalised")
-        ours = MoE(d, experts_of)
-        ours.init_weights(0.02, 0.02)
-        found[name] = {"ours": (ours, first(ours))}
-        for how in ("eager", "grouped_mm"):
-            sizes = {"hidden_size": d, "intermediate_size": width, "num_experts_per_tok": top_k}
-            cfg = config(**sizes, num_local_experts=n_experts, num_experts=n_experts, norm_topk_prob=True)
-            cfg._experts_implementation = how
-            module = block(cfg)
-            for parameter in module.parameters():
-                nn.init.normal_(parameter, std=0.02)
-            found[name][f"transformers {how}"] = (module, lambda x, m=module: m(x))
+    config, block = {"mixtral": (MixtralConfig, MixtralSparseMoeBlock), "olmoe": (OlmoeConfig, OlmoeSparseMoeBlock)}[kind]
+    ours = MoE(d, MoEConfig(n_experts=n_experts, top_k=top_k, d_expert=width, weights="renormalised"))
+    ours.init_weights(0.02, 0.02)
+    found: dict[str, Layer] = {"ours": (ours, first(ours))}
+    for how in ("eager", "grouped_mm"):
+        sizes = {"hidden_size": d, "intermediate_size": width, "num_experts_per_tok": top_k}
+        cfg = config(**sizes, num_local_experts=n_experts, num_experts=n_experts, norm_topk_prob=True)
+        cfg._experts_implementation = how
+        module = block(cfg)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        found[f"transformers {how}"] = (module, module)
     return found
+
+
+def pairs(d: int) -> dict[str, dict[str, Layer]]:
+    """Layer name -> implementation -> (module, function of x). The first implementation is ours."""
+    memories = {name: memory_pair(name, d, N_KEYS) for name in ("PKM", "UltraMem", "PEER")}
+    experts = {"MoE top-2": (16, 2, 2 * d, "mixtral"), "MoE top-8": (64, 8, d // 2, "olmoe")}
+    return memories | {name: expert_layers(d, *shape) for name, shape in experts.items()}
 
 
 def step(module: nn.Module, function: Callable[[Tensor], Tensor], x_BTD: Tensor, backward: bool) -> float:

@@ -30,7 +30,9 @@ def speed(results: Results) -> Iterator:
             badges=kinds(grid["device"]),
         )
     yield from _benchmark(results)
+    yield from _parts(results)
     yield from _peers(results)
+    yield from _growth(results)
 
 
 def _benchmark(results: Results) -> Iterator:
@@ -49,6 +51,49 @@ def _benchmark(results: Results) -> Iterator:
         yield Picture("speed.csv", words, context, panels, badges=badges)
     words = "Training benchmark: medians with 20th and 80th percentile, implementations interleaved in one process."
     yield Table("speed.csv", words, context, *results.listing("speed", frame), badges, searchable=len(frame) > 12, tall=True)
+
+
+def _parts(results: Results) -> Iterator:
+    """Where a step's time goes, and how much of it its matrix products need."""
+    if "step" not in results:
+        yield results.missing("step")
+        return
+    frame = results["step"]
+    widths = sorted(frame["d_model"].unique())
+    header = ["architecture", "part", *(f"{what}, d {d}" for d in widths for what in ("ms", "of the step", "products' share"))]
+    rows = []
+    for (arch, part), here in frame.groupby(["arch", "part"], sort=False):
+        cells, by_width = [arch_cell(arch), Cell(part)], here.set_index("d_model")
+        for d in widths:
+            found = by_width.loc[d] if d in by_width.index else None
+            shares = [] if found is None else [found.p50_ms, found.p50_ms / found.step_ms, found.product_ms / found.p50_ms]
+            cells += [number(value, style) for value, style in zip(shares or [None] * 3, (".1f", ".0%", ".0%"), strict=True)]
+        rows.append(cells)
+    words = (
+        "Where a training step's time goes: each part run alone, forward and backward, in all its places. Products' share: "
+        "what the part's linear maps alone take at the measured rate of torch.mm of their shapes, over the part's time."
+    )
+    context = " · ".join([*sorted(frame["device"].unique()), threads(frame)])
+    yield Table("step.csv", words, context, header, rows, kinds(frame["device"]), searchable=True, tall=True)
+
+
+def _growth(results: Results) -> Iterator:
+    """How a layer's time grows with its table, its experts and threads."""
+    if "growth" not in results:
+        yield results.missing("growth")
+        return
+    frame = results["growth"]
+    for axis, here in frame.groupby("axis", sort=False):
+        values = sorted(here["value"].unique())
+        header = ["layer", "implementation", "threads", *(f"{value:,} {axis}" for value in values), "exponent"]
+        rows = []
+        for (layer, impl, n_threads), curve in here.groupby(["layer", "impl", "threads"], sort=False):
+            times = curve.set_index("value")["us_per_token"].reindex(values)
+            cells = [Cell(layer), Cell(impl), number(n_threads, "d"), *(number(time, ".3g") for time in times)]
+            rows.append([*cells, number(curve["exponent"].iloc[0], ".2f")])
+        words = f"Forward time per token in µs as {axis} grow, and the exponent of a power law through it: 0 does not grow."
+        context = " · ".join(sorted(frame["device"].unique()))
+        yield Table("growth.csv", words, context, header, rows, kinds(frame["device"]))
 
 
 def _peers(results: Results) -> Iterator:

@@ -147,7 +147,9 @@ def test_snakemake_commands_run(folder):
     (speed,) = re.findall(r"exec \S+ -m (workflows\.speed .*)", told)
     done = run([*shlex.split(speed), *shlex.split(SPEED)], folder)
     assert done.returncode == 0, done.stderr
-    assert set(schema.read(folder / "results/smoke/speed.csv", "speed").impl) == {"ours", "plain GPT"}
+    assert set(schema.read(folder / "results/smoke/speed.csv", "speed").impl) == {"ours", "plain GPT", "plain GPT, compiled"}
+    parts = schema.read(folder / "results/smoke/step.csv", "step")
+    assert set(parts.part) >= {"attention", "experts", "memory: selection", "head and loss", "optimizer", "rest"}
 
 
 def test_plan_runs_for_the_gpu_that_is_named_and_no_other_target_takes_one(folder):

@@ -42,8 +42,8 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "latency_modelled": ("modelled", "evals/decode/gpus.yaml"),
     "statements": ("modelled", "evals/decode/gpus.yaml"),
     "claims": ("claims", "evals/claims/claims.yaml"),
-    "speed": ("speed",),
-    "peers": ("peers",),
+    **dict.fromkeys(("speed", "step"), ("speed",)),
+    **dict.fromkeys(("peers", "growth"), ("peers",)),
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
 }

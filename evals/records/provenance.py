@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "claims": ("evals.claims.ledger",),
     "plan": ("workflows.plan", ARCHITECTURES),
     "speed": ("workflows.speed", ARCHITECTURES),
-    "peers": ("evals.peers", ARCHITECTURES),
+    "peers": ("evals.growth", ARCHITECTURES),
     "coordinates": ("workflows.coordinates", ARCHITECTURES),
     "diagnosis": ("evals.claims.diagnosis",),
     "report": ("reports.build",),

@@ -222,6 +222,12 @@ def folder(path: Path, seeds: int = 1) -> Path:
                 "p80_ms": ms,
             }
             tables[table].append(row("speed", **timed))
+        for part, ms, products in (("attention", 30.0, 9.0), ("rest", 5.0, None)):
+            timed = {"arch": arch, "d_model": 64, "part": part, "p50_ms": ms, "product_ms": products, "step_ms": 90.0}
+            tables["step"].append(row("step", **timed, device=DEVICE))
+    for value, impl in ((16384, "ours"), (65536, "ours"), (16384, "a peer")):
+        timed = {"axis": "rows", "value": value, "layer": "PKM", "impl": impl, "us_per_token": 3.5, "exponent": 0.1}
+        tables["growth"].append(row("growth", **timed, device=DEVICE))
     for place, verdict in enumerate(VERDICTS * 5):
         claim = {"id": f"C{place + 1}", "paper": ("P1", "P2", "blog")[place % 3], "source": "table 1", "verdict": verdict}
         claim |= {"kind": ("trained", "measured", "modelled", "arithmetic")[place % 4], "test": f"C{place + 1}"}

@@ -243,12 +243,14 @@ rule speed:
     params:
         source=source_of("speed"),
     shell:
-        LOGGED + "exec {PYTHON:q} -m workflows.speed --out {output.speed:q} --parts {output.parts:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m workflows.speed --out {output.speed:q} --parts {output.parts:q}"
 
 
 rule peers:
     output:
-        f"{RESULTS}/peers.csv",
+        peers=f"{RESULTS}/peers.csv",
+        growth=f"{RESULTS}/growth.csv",
     log:
         f"{RESULTS}/logs/peers.log",
     threads: MOST_THREADS
@@ -258,7 +260,8 @@ rule peers:
     params:
         source=source_of("peers"),
     shell:
-        LOGGED + "exec {PYTHON:q} -m evals.peers --out {output:q}"
+        LOGGED + "{PYTHON:q} -m evals.peers --out {output.peers:q}"
+        " && exec {PYTHON:q} -m evals.growth --out {output.growth:q}"
 
 
 rule coordinates:

@@ -18,6 +18,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
         whole("n_iters", "", "timed calls"),
         DEVICE,
     ),
+    "growth": (
+        text("axis", "what grows: table `rows` or `experts`"),
+        whole("value", "", "of the axis"),
+        text("layer", "kind of layer"),
+        text("impl", "whose code: `ours` or a peer"),
+        whole("threads", "threads", "used"),
+        number("us_per_token", "µs", "forward, median of interleaved calls"),
+        number("exponent", "", "slope of log time over log axis, over the curve of this layer, code and threads", False),
+        whole("n_iters", "", "timed calls"),
+        DEVICE,
+    ),
     "step": (
         ARCH,
         whole("d_model", "", "width of the residual stream"),
