@@ -108,12 +108,13 @@ def recorded(model: Transformer) -> Iterator[Reads]:
 
         return wrapped
 
-    def by_count(kernel: Callable) -> Callable:
-        def wrapped(x_SD: Tensor, weight_EDF: Tensor, counts_E: Tensor) -> Tensor:
-            if not torch.equal(torch.bincount(now.routed.flatten(), minlength=len(weight_EDF)), counts_E):
+    def by_choice(kernel: Callable) -> Callable:
+        def wrapped(x_TD: Tensor, up_EDU: Tensor, down_EFD: Tensor, expert_Tk: Tensor, *rest: Any) -> Tensor:
+            if expert_Tk is not now.routed:
                 raise ValueError(f"block {now.layer} multiplies other experts than its router chose")
-            read(weight_EDF, now.routed)
-            return kernel(x_SD, weight_EDF, counts_E)
+            read(up_EDU, expert_Tk)
+            read(down_EFD, expert_Tk)
+            return kernel(x_TD, up_EDU, down_EFD, expert_Tk, *rest)
 
         return wrapped
 
@@ -124,7 +125,7 @@ def recorded(model: Transformer) -> Iterator[Reads]:
         for owner, name, wrap in (
             (kernels, "weighted_lookup", by_row),
             (kernels, "row_dot", by_row),
-            (kernels, "grouped_mm", by_count),
+            (kernels, "experts", by_choice),
             (MoE, "route", route),
         ):
             original = getattr(owner, name)
