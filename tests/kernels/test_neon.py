@@ -88,7 +88,7 @@ def use_everything():
         check_experts(dtype, 70, 3, 9, 26, 13, True)
         check_experts(dtype, 70, 3, 9, 26, 13, False)
         x, gain, turn = numbers(2, 9, 6, 10, dtype=dtype), numbers(10, seed=1), numbers(9, 10, seed=2)
-        gradients(lambda x, a: torch.cat(kernels.heads(x, a, a, turn, turn, 2), 1), x, gain)
+        gradients(lambda x, a, turn=turn: torch.cat(kernels.heads(x, a, a, turn, turn, 2), 1), x, gain)
         gradients(lambda x, a: kernels.swiglu(kernels.rms_norm(x, a, 1e-5)), x, gain)
     gradients(causal_attention, *numbers(3, 2, 2, 70, 8, dtype=torch.bfloat16))
     check_cross_entropy(32, 1.0)
