@@ -26,11 +26,14 @@ import torch
 from evals import peers
 from evals.peers import Layer
 from evals.records import errors, options, schema
+from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from kernels.allocator import keep_memory
 
 ROWS = tuple(2**power for power in (14, 16, 18, 20, 22, 24))
 EXPERTS = (16, 64, 256, 1024)
+# Two halves of the keys of a square table have to hold 32 picks: ultra-mem's and ours beside it have half as many keys.
+FEWEST_ROWS = 64**2
 # Bytes that one implementation's layer may take: three copies (ours, a peer's, a call's) have to fit.
 MOST_BYTES = 6e9
 
@@ -103,6 +106,8 @@ def main() -> None:
     parser.add_argument("--experts", type=int, nargs="*", default=EXPERTS, help="of a mixture (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: %(default)s)")
     args = parser.parse_args()
+    if small := [str(rows) for rows in args.rows if rows < FEWEST_ROWS]:
+        raise UserError(f"--rows {' '.join(small)}: a table here has {FEWEST_ROWS} rows or more, which 32 picks of a key need")
     peers.install(args.peers)
     keep_memory()
     rows = measure(args.tokens, args.rounds, tuple(args.threads), tuple(args.rows), tuple(args.experts))

@@ -90,7 +90,7 @@ PEERS = shlex.quote(str(ROOT / ".cache/peers"))
 SMALL = {
     "models.parity": "",
     "models.count": "",
-    "evals.growth": f"--rows 256 --experts 16 --rounds 1 --tokens 4 --threads 1 --peers {PEERS}",
+    "evals.growth": f"--rows 4096 --experts 16 --rounds 1 --tokens 4 --threads 1 --peers {PEERS}",
     "evals.peers": f"--d-model 16 --tokens 4 --rounds 2 --peers {PEERS}",
     "evals.compare": "",
     "reports.build": "",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def measure(model: nn.Module, tokens: np.ndarray, n_tokens: int, device: str) -> list[dict]:
     """Rows {layer, metric, value} of every slot module with `health(x_BTD)`, on the first `n_tokens` tokens.
 
-    `layer` is the block whose input a module reads.
+    `layer` is the block whose input a module reads. Metrics of a memory beside experts of the same block begin "memory.".
     """
     seq_len = min(model.cfg.seq_len, n_tokens)
     count = max(1, min(n_tokens, len(tokens)) // seq_len)
@@ -28,8 +28,9 @@ def measure(model: nn.Module, tokens: np.ndarray, n_tokens: int, device: str) ->
     model.hidden(batch_BT)
     for handle in handles:
         handle.remove()
-    return [
-        {"layer": layer, "metric": metric, "value": value}
-        for layer, module in slots
-        for metric, value in module.health(inputs[module]).items()
-    ]
+    rows: dict[tuple[int, str], float] = {}
+    for layer, module in slots:
+        found = module.health(inputs[module])
+        beside = "memory." if any((layer, metric) in rows for metric in found) else ""
+        rows |= {(layer, beside + metric): value for metric, value in found.items()}
+    return [{"layer": layer, "metric": metric, "value": value} for (layer, metric), value in rows.items()]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from models.hybrid import HybridConfig
 from models.match import flops, params, solve
 from models.memory_config import MemoryConfig
 from models.moe import MoEConfig
+from workflows import health
 from workflows.matched import match_size
 from workflows.presets import load_preset
 
@@ -92,3 +94,11 @@ def test_one_expert_too_few_is_a_dense_network():
     cfg = HybridConfig(n_experts=16, top_k=4, d_expert=8, d_key=8, split=0.75)
     assert cfg.stored_experts == 0
     assert replace(cfg, split=0.65).slot() == MoEConfig(n_experts=6, top_k=4, d_expert=8)
+
+
+def test_health_tells_experts_from_the_memory_beside_them(group):
+    model = at(group, 0.5).build()
+    found = health.measure(model, np.arange(600) % 50, 512, "cpu")
+    keys = [(row["layer"], row["metric"]) for row in found]
+    assert len(set(keys)) == len(keys)
+    assert {metric for _, metric in keys} >= {"used_share", "memory.used_share", "memory.recall_grid"}

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from synthetic import grid_run, row
 
+from evals.agreement.told import reproduced
+from evals.compare import compare
 from evals.records import schema
 from evals.records.errors import UserError
 from workflows import reference
@@ -15,6 +17,11 @@ from workflows import reference
 
 def test_every_table_of_the_reference_is_accounted_for():
     assert not reference.unaccounted()
+
+
+def test_the_reference_agrees_with_itself():
+    """`make` ends with a comparison with it, so that every row must have a key of its own."""
+    assert reproduced(compare(reference.REFERENCE, reference.REFERENCE))
 
 
 @pytest.fixture

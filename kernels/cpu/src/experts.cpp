@@ -62,11 +62,10 @@ inline void activate_backward(const float* h, const float* d_out, i64 F, i64 glu
 }
 
 // y (T, D) = sum over the k picks of a token of weight * expert; h (S, U), U = 2F or F, sorted by expert, is kept if not null.
-// `turned`: up lies as (E, U, D) and down as (E, D, F), as decoding reads them.
 // Every thread takes tokens of its own through all experts: a token's sum is in order of experts, whatever the threads.
 template <class P, class X, class W>
 void experts(const X* x, const W* up, const W* down, const i64* expert, const float* weight, i64 T, i64 k, i64 E, i64 D, i64 F,
-             i64 glu, i64 turned, X* y, X* h, int threads) {
+             i64 glu, X* y, X* h, int threads) {
     const i64 U = glu ? 2 * F : F, deep_d = deep<P>(D), deep_f = deep<P>(F), range = (T + threads - 1) / threads;
     const Sorted sorted(expert, T * k, E);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -80,13 +79,8 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
         for (i64 e = 0; e < E; ++e) {
             const auto [low, high] = sorted.within(e, first * k, last * k);
             if (low == high) continue;
-            if (turned) {
-                pack_transposed<P>(D, U, up + e * D * U, up_packed.get());
-                pack_transposed<P>(F, D, down + e * F * D, down_packed.get());
-            } else {
-                pack<P>(D, U, [&](i64 d) { return up + (e * D + d) * U; }, up_packed.get());
-                pack<P>(F, D, [&](i64 f) { return down + (e * F + f) * D; }, down_packed.get());
-            }
+            pack<P>(D, U, [&](i64 d) { return up + (e * D + d) * U; }, up_packed.get());
+            pack<P>(F, D, [&](i64 f) { return down + (e * F + f) * D; }, down_packed.get());
             for (i64 place = low; place < high; place += BLOCK) {
                 const i64 rows = std::min(BLOCK, high - place);
                 const i64* slot = sorted.slot.data() + place;
@@ -195,8 +189,8 @@ extern "C" {
 
 #define EXPERTS(P, X, W, suffix)                                                                                            \
     void experts_##suffix(const X* x, const W* up, const W* down, const i64* expert, const float* weight, i64 T, i64 k,     \
-                          i64 E, i64 D, i64 F, i64 glu, i64 turned, X* y, X* h, int threads) {                              \
-        experts<P>(x, up, down, expert, weight, T, k, E, D, F, glu, turned, y, h, threads);                                 \
+                          i64 E, i64 D, i64 F, i64 glu, X* y, X* h, int threads) {                              \
+        experts<P>(x, up, down, expert, weight, T, k, E, D, F, glu, y, h, threads);                                         \
     }
 EXPERTS(float, float, float, f32_f32)
 EXPERTS(Half, bf16, float, bf16_f32)
