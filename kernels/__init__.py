@@ -51,6 +51,7 @@ MODULES = {
         "grouped_mm": "kernels.cpu.grouped_mm",
         "key_scores": "kernels.cpu.linear",
         "linear": "kernels.cpu.linear",
+        "autocast_linear": "kernels.cpu.linear",
         "experts": "kernels.cpu.experts",
         "rms_norm": "kernels.cpu.rows",
         "swiglu": "kernels.cpu.rows",
@@ -255,12 +256,16 @@ def _fits_cpp(x, dtype):
 def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
     """x W^T, as torch.nn.functional.linear has it, for a layer of a model.
 
-    On a CPU few rows without gradients or autocast, decoding that is, go to a product that streams the weights once; all
-    else is torch's. x_XD: (..., D); weight_FD: (F, D). Returns (..., F) in their common dtype. Gradient: x, weight.
+    On a CPU few rows without gradients or autocast, decoding that is, go to a product that streams the weights once, and
+    autocast to bfloat16 is served by products of float32 where those are faster; all else is torch's. x_XD: (..., D);
+    weight_FD: (F, D). Returns (..., F) in their common dtype, or autocast's. Gradient: x, weight.
     """
-    decoding = x_XD.device.type == "cpu" and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-    if decoding and backend("cpu") == "native":
-        return _function("linear", "native")(x_XD, weight_FD)
+    if x_XD.device.type == "cpu" and backend("cpu") == "native":
+        if torch.is_autocast_enabled("cpu"):
+            if _narrowed(x_XD) == torch.bfloat16:
+                return _function("autocast_linear", "native")(x_XD, weight_FD)
+        elif not torch.is_grad_enabled():
+            return _function("linear", "native")(x_XD, weight_FD)
     return torch.nn.functional.linear(x_XD, weight_FD)
 
 

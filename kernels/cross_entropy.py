@@ -17,6 +17,17 @@ def _wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
+def _multiplied_as(dtype, device):
+    """The type of the three products: float32 on a CPU that multiplies bfloat16 slower than that."""
+    from kernels import backend
+
+    if dtype == torch.bfloat16 and backend(device) == "native":
+        from kernels.cpu.build import multiplies_bf16
+
+        return dtype if multiplies_bf16() else torch.float32
+    return dtype
+
+
 def _softmax_step(logits_KV, target_K, scale, need_grad):
     """Loss of each token (0 where ignored) and, with need_grad, the gradient of scale * loss by the logits.
 
@@ -43,7 +54,7 @@ def _run(hidden_SD, weight_VD, target_S, chunk, dtype, need_hidden, need_weight)
     """Loss per token, and the gradients of the mean loss by hidden and weight where needed."""
     wide, need_grad = _wide(dtype), need_hidden or need_weight
     scale = 1 / (target_S != IGNORED).sum().to(wide)
-    low_SD, low_VD = hidden_SD.to(dtype), weight_VD.to(dtype)
+    low_SD, low_VD = (tensor.to(dtype).to(_multiplied_as(dtype, tensor.device)) for tensor in (hidden_SD, weight_VD))
     loss_S = hidden_SD.new_empty(len(target_S), dtype=wide)
     d_hidden_SD = torch.empty_like(low_SD) if need_hidden else None
     d_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_weight else None
@@ -84,7 +95,8 @@ def cross_entropy(
 
     hidden_SD: (S, D); weight_VD: (V, D), the tied embedding; target_S: (S,) int64 in 0..V-1, -100 is ignored.
     chunk: tokens per chunk (default: 4 MiB of logits); precision: "fp32" computes in float32 or wider, "bf16" rounds
-    the operands of the three products to bfloat16 and keeps the softmax in float32. Autocast changes nothing here.
+    hidden and weight to bfloat16, logits and their gradients too where the products are of bfloat16 (they are of float32
+    where a CPU is faster so), and keeps the softmax in float32. Autocast changes nothing here.
     Returns the mean over tokens not ignored, in nats, differentiable in hidden and weight; with reduction="none" one
     number per token (0 where ignored), without gradient.
     Raises ValueError for an unknown precision or reduction, shapes that do not fit, or a target out of range.
@@ -99,7 +111,7 @@ def cross_entropy(
     if target_S.device.type == "cpu" and bool(((target_S >= n_words) | (target_S < 0) & (target_S != IGNORED)).any()):
         raise ValueError(f"cross_entropy: targets must lie in 0..{n_words - 1} or be {IGNORED}")
     dtype = torch.bfloat16 if precision == "bf16" else _wide(hidden_SD.dtype)
-    chunk = chunk or max(1, LOGITS_BYTES // (n_words * dtype.itemsize))
+    chunk = chunk or max(1, LOGITS_BYTES // (n_words * _multiplied_as(dtype, hidden_SD.device).itemsize))
     with torch.autocast(hidden_SD.device.type, enabled=False):
         if reduction == "mean":
             return _ChunkedCrossEntropy.apply(hidden_SD, weight_VD, target_S.contiguous(), chunk, dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.cpu.build import multiplies_bf16
 from kernels.cpu.call import SUFFIX, call, needs_grad
 
 # Where the C++ product that streams nn.Linear's weights beats MKL (float32) and oneDNN (bfloat16): always with few rows,
@@ -38,6 +39,31 @@ def linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
     y_MF = x_MD.new_empty(M, F)
     call(f"linear_{SUFFIX[x_MD.dtype]}", x_MD.contiguous(), weight_FD, torch.tensor([M]), 1, D, F, y_MF, work=F // 64)
     return y_MF.view(*x_XD.shape[:-1], F)
+
+
+class _Widened(torch.autograd.Function):
+    """What autocast to bfloat16 computes, by products of float32: operands and results are rounded as there."""
+
+    @staticmethod
+    def forward(ctx, x_XD, weight_FD):
+        x_MD, weight_FD = (tensor.to(torch.bfloat16) for tensor in (x_XD.reshape(-1, x_XD.shape[-1]), weight_FD))
+        ctx.save_for_backward(x_MD, weight_FD)
+        ctx.about = x_XD.shape, x_XD.dtype
+        return (x_MD.float() @ weight_FD.float().T).to(torch.bfloat16).view(*x_XD.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dy_XF):
+        x_MD, weight_FD = ctx.saved_tensors
+        (shape, dtype), dy_MF = ctx.about, dy_XF.reshape(len(x_MD), -1).float()
+        dx_XD = (dy_MF @ weight_FD.float()).to(torch.bfloat16).to(dtype).view(shape) if ctx.needs_input_grad[0] else None
+        d_weight_FD = (dy_MF.T @ x_MD.float()).to(torch.bfloat16).float() if ctx.needs_input_grad[1] else None
+        return dx_XD, d_weight_FD
+
+
+def autocast_linear(x_XD: Tensor, weight_FD: Tensor) -> Tensor:
+    if multiplies_bf16() or weight_FD.dtype != torch.float32:
+        return torch.nn.functional.linear(x_XD, weight_FD)
+    return _Widened.apply(x_XD, weight_FD)
 
 
 def key_scores(query_THrK: Tensor, keys_HrnK: Tensor) -> Tensor:

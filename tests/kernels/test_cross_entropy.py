@@ -5,6 +5,7 @@ import torch
 from cpu_kernels import check_cross_entropy, gradients, head, needs_compiler, plain_loss
 
 import kernels
+from kernels.cpu import build
 from kernels.cpu.cross_entropy import softmax_step
 
 
@@ -34,7 +35,9 @@ def test_native_exponential_is_accurate():
     assert loss[1].isnan()
 
 
-def test_cross_entropy_bf16(backend):
+@pytest.mark.parametrize("fast", [True, False])
+def test_cross_entropy_bf16(backend, fast, monkeypatch):
+    monkeypatch.setattr(build, "multiplies_bf16", lambda: fast)
     hidden, weight, target = head(S=512, D=64, V=1000)
     hidden = hidden / 4
     got = gradients(lambda h, w: kernels.cross_entropy(h, w, target, precision="bf16"), hidden, weight)

@@ -98,11 +98,18 @@ def test_without_a_compiler_one_warning_and_plain_torch(tmp_path):
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ARM has one build, which the other tests run")
-@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
-def test_builds_for_other_processors_agree_with_the_reference(capability, tmp_path, monkeypatch):
-    """The same sources with narrower vectors and without micro-kernels for bfloat16, and a compiler without OpenMP."""
+@pytest.mark.parametrize(
+    ("capability", "multiplies"), [("DEFAULT", False), ("AVX2", False), ("AVX512", True), ("AVX512", False)]
+)
+def test_builds_for_other_processors_agree_with_the_reference(capability, multiplies, tmp_path, monkeypatch):
+    """The same sources with narrower vectors, with and without micro-kernels for bfloat16, and a compiler without OpenMP."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if (multiplies, capability) == (build.multiplies_bf16(), build._capability()):
+        pytest.skip("this machine's own build, which the other tests run")
+    if capability == "AVX512" and not (build._capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        pytest.skip("this processor has no AVX-512 or no product of bfloat16")
     monkeypatch.setattr(build, "_capability", lambda: capability)
+    monkeypatch.setattr(build, "multiplies_bf16", lambda: multiplies)
     monkeypatch.setattr(build, "THREAD_FLAGS", (("-no-such-flag",), ()))
     tuned = build._library()
     build._library.cache_clear()

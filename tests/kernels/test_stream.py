@@ -113,3 +113,24 @@ def test_experts_laid_out_for_decoding_are_not_copied(monkeypatch):
     with torch.no_grad():
         grouped_mm.grouped_mm(numbers(3, 130), turned, torch.tensor([1, 0, 0, 2]))
     assert handed == [("linear_f32", turned.data_ptr())]
+
+
+@needs_compiler
+@pytest.mark.parametrize("fast", [True, False])
+def test_autocast_rounds_alike_whichever_products_are_faster(fast, monkeypatch):
+    """Processors differ in whether they multiply bfloat16 fast; a run's numbers differ by the order of sums alone."""
+    monkeypatch.setenv("ULTRAMEM_KERNELS", "native")
+    monkeypatch.setattr(linear, "multiplies_bf16", lambda: fast)
+    low = torch.bfloat16
+    x, weight = numbers(2, 5, 70).requires_grad_(), numbers(9, 70, seed=1).requires_grad_()
+    dy = numbers(2, 5, 9, seed=2, dtype=low)
+    with torch.autocast("cpu", low):
+        y = kernels.linear(x, weight)
+    assert (type(y.grad_fn).__name__ == "_WidenedBackward") != fast
+    y.backward(dy)
+    x_low, weight_low, dy_low = x.detach().to(low).double(), weight.detach().to(low).double(), dy.double()
+    exact = (x_low @ weight_low.T, dy_low @ weight_low, dy_low.flatten(0, 1).T @ x_low.flatten(0, 1))
+    for got, wanted, terms in zip((y, x.grad, weight.grad), exact, (70, 9, 10), strict=True):
+        rounded_once(got.detach(), wanted, 2**-8, terms=terms)
+        assert torch.equal(got.detach().to(low).to(got.dtype), got.detach())
+    assert (y.dtype, x.grad.dtype, weight.grad.dtype) == (low, torch.float32, torch.float32)
