@@ -1,5 +1,6 @@
 """Counted reads against the formula (random and disjoint routing), against the layers themselves, and against themselves."""
 
+import itertools
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,6 +233,8 @@ def test_the_command_writes_counted_and_declared_rows_of_each_run(tmp_path, monk
 
     monkeypatch.setattr(counted, "load_run", config)
     monkeypatch.setattr(counted, "open_run", opened)
+    monkeypatch.setattr(counted, "identity", lambda *_: {"weights": str(next(made_by))})
+    made_by = itertools.count()
     out = [tmp_path / f"{i}.csv" for i in range(2)]
     for path in out:
         counted.main(["--results", str(tmp_path), "--runs", "dense", "ultramem", "--out", str(path)])

@@ -73,7 +73,7 @@ def test_a_run_that_is_up_to_date_is_passed_over(runs, monkeypatch, capsys):
     stamp = (first / "evals.csv").stat().st_mtime_ns
     harness_main(monkeypatch, "--run", first, second)
     assert (first / "evals.csv").stat().st_mtime_ns == stamp
-    assert capsys.readouterr().out == f"{first}: evals.csv is up to date\n"
+    assert capsys.readouterr().out == f"{first / 'evals.csv'} is up to date\n"
 
     def scored_again(*more):
         stamp = (first / "evals.csv").stat().st_mtime_ns
@@ -90,7 +90,7 @@ def test_a_run_that_is_up_to_date_is_passed_over(runs, monkeypatch, capsys):
     tensors["embedding.weight"] = tensors["embedding.weight"] * 1.5
     write_tensors(first / "model.safetensors", tensors, {})
     assert scored_again()
-    monkeypatch.setattr(load, "stage_source", lambda *_: "newer code")
+    monkeypatch.setattr(load, "stage_source", lambda *_, **__: "newer code")
     assert scored_again()
     assert not scored_again()
     (first / "evals.csv").unlink()
