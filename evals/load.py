@@ -50,7 +50,7 @@ def identity(folder: Path, stage: str, asked: Any) -> dict[str, str]:
     corpus = sha256_file(Path(load_shards(Path(config.data)).path) / "meta.json")
     adopted = (folder / "runs.csv").is_file() and not (folder / WEIGHTS).is_file()
     weights = "" if adopted else sha256_file(weights_of(folder))
-    return {"weights": weights, "config": config.sha, "corpus": corpus, "code": code, "asked": sha(asked)}
+    return {"weights": weights, "config": config.sha, "corpus": corpus, "code": code, "questions": sha(asked)}
 
 
 def note(folder: Path, table: str, made_by: dict[str, str]) -> None:
