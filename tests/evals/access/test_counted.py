@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import synthetic
 import torch
-from synthetic import row
 
 import kernels
 from evals.access import counted
@@ -257,7 +257,7 @@ def test_a_run_is_counted_once_and_an_adopted_one_never(tmp_path, monkeypatch):
     folders, out, made_by = tmp_path / "runs", tmp_path / "access.csv", {"weights": "w", "code": "c"}
     monkeypatch.setattr(counted, "identity", lambda *_: made_by)
     counts = []
-    monkeypatch.setattr(counted, "rows", lambda folder, device: counts.append(folder.name) or [row("access")] * 3)
+    monkeypatch.setattr(counted, "rows", lambda folder, device: counts.append(folder.name) or [synthetic.row("access")] * 3)
 
     def command(*names):
         counted.main(["--results", str(tmp_path), "--runs", *names, "--out", str(out)])
