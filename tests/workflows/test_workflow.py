@@ -132,7 +132,7 @@ def stored(finished, tmp_path_factory):
 def test_stored_runs_are_adopted_with_their_scores_and_adopt_false_trains_them(finished, stored):
     runs, parts = ("dense-xs-s0", "ultramem-xs-s0"), "archs=['dense','ultramem']"
     tables = ("results/smoke/runs.csv", "evaluate", "access")
-    made = run(stored, *command(parts, "adopt=true"), "--quiet", "host", *tables)
+    made = run(stored, *command(parts, "adopt=true"), "--printshellcmds", *tables)
     assert made.returncode == 0, made.stderr[-3000:]
     for name in runs:
         assert f"{name}: adopted from results/reference/runs/{name}" in made.stderr

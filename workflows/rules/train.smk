@@ -3,7 +3,7 @@
 
 RUN_TABLES = ("runs", "train", "health")
 # What later stages wait for. An adopted run has no weights, and whether one is adopted is known when its job runs: after the
-# data. With `adopt=false` the runs that lack them are trained.
+# data. Where `adopt=false` was asked for, tables want the weights beside them, and the runs that lack them are trained.
 TRAINED = "runs.csv" if GRID["adopt"] else "model.safetensors"
 WEIGHTS = (
     {} if GRID["adopt"] else {"weights": RESULTS + "/runs/{run}/model.safetensors"}
@@ -70,7 +70,10 @@ for size_rank, size_name in enumerate(
 
 
 def tables_of(runs):
-    return [f"{RESULTS}/runs/{run}/{table}.csv" for run in runs for table in RUN_TABLES]
+    names = [f"{table}.csv" for table in RUN_TABLES]
+    if "adopt" in config and not GRID["adopt"]:
+        names.append(TRAINED)
+    return [f"{RESULTS}/runs/{run}/{name}" for run in runs for name in names]
 
 
 DEFAULT_RUNS = list(
