@@ -27,7 +27,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 PRESET = GRID["preset"]
-RESULTS = f"results/{PRESET}"
+RESULTS = GRID["folder"]
 PYTHON = sys.executable
 
 

@@ -1,6 +1,7 @@
 """Do two results folders agree? Reads their CSVs, prints what differs and one sentence; exit status 1 where they do not.
 
     python -m evals.compare results/cpu results/reference --out results/cpu/compare
+    python -m evals.compare --rerun 3 results/reference
 
 Rows are matched by their key. What both folders hold is compared, each column by the rule of its kind:
 
@@ -22,6 +23,9 @@ machine, which is not a result, but a changed verdict and a speed beyond RATIO a
 The last line printed is one sentence, `reproduced: ...` or `not reproduced: ...`: nothing differs, and the loss of every
 shared model was shown to agree. A score that its items cannot decide is counted in the sentence and decides nothing.
 
+With `--rerun N` one folder is enough, results/reference if none is named: N of its committed runs, drawn at random, are trained
+again here, and each agrees to the last digit, or on another build within what a seed does, or not (`evals.agreement.rerun`).
+
 Exit status: 0 reproduced, 1 not, 2 a folder that cannot be used.
 """
 
@@ -38,6 +42,7 @@ import pandas as pd
 
 from evals.agreement.equivalence import MARGIN, equivalent_losses, equivalent_scores
 from evals.agreement.findings import FINAL, TIGHT, Finding, equal, finding, near, one_side, text
+from evals.agreement.rerun import rerun
 from evals.agreement.told import page, reproduced, summary
 from evals.claims.evidence.scores import SCORES
 from evals.records import options, schema
@@ -250,11 +255,19 @@ def _over_yardstick(frame: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, s
 
 def main(arguments: list[str] | None = None) -> int:
     parser = options.parser(__doc__)
-    parser.add_argument("a", type=Path, metavar="A", help="a results folder, such as results/cpu")
-    parser.add_argument("b", type=Path, metavar="B", help="another, such as results/reference")
+    parser.add_argument("a", type=Path, metavar="A", nargs="?", help="a results folder, such as results/cpu")
+    parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another, such as results/reference")
     parser.add_argument("--out", type=Path, help="folder for compare.csv and compare.html")
     parser.add_argument("--margin", type=float, default=MARGIN, help="nats/token, other hardware (default: %(default)s)")
+    parser.add_argument("--rerun", type=int, metavar="N", help="train N committed runs of A (results/reference) again")
+    parser.add_argument("--seed", type=int, help="by which --rerun draws them; printed (default: another each time)")
     args = parser.parse_args(arguments)
+    if args.rerun is not None:
+        if args.b:
+            raise UserError("--rerun takes one results folder, whose committed runs it trains again")
+        return rerun(args.a or Path("results/reference"), args.rerun, args.seed)
+    if not args.b:
+        raise UserError("two results folders are compared: give another, such as results/reference")
     findings, names = compare(args.a, args.b, args.margin), (str(args.a), str(args.b))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

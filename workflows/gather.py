@@ -13,6 +13,7 @@ from pathlib import Path
 
 from evals.records import errors, options, schema
 from evals.records.errors import UserError
+from evals.records.store import row_of
 
 PER_RUN = ("runs", "train", "health")
 TIE = 0.02  # nats; of one seed's noise: tuned settings this close to the lowest loss are not told apart
@@ -27,8 +28,7 @@ def read_grid(results: Path) -> dict:
 
 def run_row(results: Path, run: str) -> dict[str, str]:
     """A run's row of `runs`, cells as they stand in the file."""
-    with open(results / "runs" / run / "runs.csv", newline="") as file:
-        return next(csv.DictReader(file))
+    return row_of(results / "runs" / run)
 
 
 def finished_runs(results: Path, grid: dict) -> list[str]:

@@ -14,7 +14,7 @@ from evals.records.errors import UserError
 from evals.records.provenance import ROOT, fingerprint, sha
 from models import ARCHS, arch_module
 from workflows.chains import load_chains
-from workflows.presets import CONFIGS, TARGET, load_preset, plan_target
+from workflows.presets import CONFIGS, TARGET, load_preset, plan_target, working_folder
 
 DEFAULT_PRESET = "cpu"
 
@@ -46,9 +46,10 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
     name = config.get("preset", DEFAULT_PRESET)
     preset = load_preset(name, overrides)
     chains = load_chains()
-    key, path = grid_key(overrides), results / name / "grid.json"
+    folder = working_folder(results, name)
+    key, path = grid_key(overrides), folder / "grid.json"
     grid = json.loads(path.read_text()) if path.exists() else {}
-    whole = all((results / name / "runs" / run / "config.yaml").exists() for run in grid.get("runs", ()))
+    whole = all((folder / "runs" / run / "config.yaml").exists() for run in grid.get("runs", ()))
     if grid.get("key") != key or not whole:
         command = [sys.executable, "-m", "workflows.resolve", "--preset", name, "--overrides", json.dumps(overrides)]
         command += ["--results", str(results), "--key", key]
@@ -58,7 +59,8 @@ def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:
             raise UserError(lines[-1].removeprefix("error: ") if done.returncode == 2 else done.stderr)
         grid = json.loads(path.read_text())
     known = sorted({arm["chain"] for arm in grid["arms"]} & set(chains))
-    return grid | {"gpus": gpu_count(), "gpu_jobs": preset.gpu_jobs, "layers": preset.layers, "all_chains": known}
+    own = {"folder": str(folder), "adopt": preset.adopt, "gpu_jobs": preset.gpu_jobs, "layers": preset.layers}
+    return grid | own | {"gpus": gpu_count(), "all_chains": known}
 
 
 def environment() -> dict[str, str]:

@@ -82,6 +82,7 @@ class Evals:
         limit: documents per task; 0 takes all.
         perplexity_tokens: tokens of each corpus source and held-out split; 0 takes all.
         seeds: of the runs that are scored; None is all.
+        together: runs of a size that one process scores, which makes the prompts once; 1 scores each when it is trained.
         online: lm-eval's own tasks, which need the internet.
     """
 
@@ -89,6 +90,7 @@ class Evals:
     limit: CountOrNone = 100
     perplexity_tokens: CountOrNone = 65536
     seeds: Seeds | None = None
+    together: Count = 6
     online: tuple[str, ...] = ()
 
 
@@ -121,6 +123,7 @@ class Preset:
         tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
             preset's).
         transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
+        adopt: runs that are committed (`workflows.adopt`) are taken from there, not trained.
         gpu_jobs: jobs ask a cluster for GPUs; on one machine they use the GPUs that it has.
     """
 
@@ -144,6 +147,7 @@ class Preset:
     tuning_tokens: CountOrNone = 0
     transfer_size: str | None = None
     measure: Measure = field(default_factory=Measure)
+    adopt: bool = False
     gpu_jobs: bool = False
 
     def __post_init__(self):
@@ -175,7 +179,8 @@ class Preset:
 
 # What --config takes: the part of a preset that a value goes to, whose field of the same name gives its type and range.
 OVERRIDES = {"tokens": "train", "precision": "train", "seeds": "grid", "archs": "grid", "sizes": "grid", "corpus": "data"}
-PARTS = {"train": Train, "grid": Grid}
+OVERRIDES["adopt"] = ""  # of the preset itself
+PARTS = {"train": Train, "grid": Grid, "": Preset}
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -193,6 +198,15 @@ def read_yaml(path: Path) -> dict:
         return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def working_folder(results: Path, name: str) -> Path:
+    """Where a preset's runs and tables are made: `results/{preset}`, but for `reference`, whose committed tables lie there.
+
+    Nothing that runs writes to committed files: they would be outputs that snakemake judges by the time of the checkout, and
+    each table that changes would make the checkout of the runs after it a dirty one.
+    """
+    return results / ("reference.run" if name == "reference" else name)
 
 
 def preset_names() -> list[str]:
@@ -233,13 +247,13 @@ def load_preset(name: str, overrides: dict[str, Any] | None = None) -> Preset:
         if key == "corpus":
             data["data"] = of_corpus(data["data"], value)
         else:
-            data = merge(data, {OVERRIDES[key]: {key: value}})
+            data = merge(data, {part: {key: value}} if (part := OVERRIDES[key]) else {key: value})
     strict.build(Train, data["train"], f"preset {name}: train")
     return strict.build(Preset, data, f"preset {name}")
 
 
 def override(key: str, value: Any) -> Any:
-    """A --config value as its field takes it. Snakemake leaves the numbers of a list as text and reads 1e6 as a float.
+    """A --config value as its field takes it. Snakemake leaves the numbers of a list and `false` as text, 1e6 becomes a float.
 
     Raises:
         UserError: another type, or out of range.
@@ -252,6 +266,8 @@ def override(key: str, value: Any) -> Any:
         value = [int(item) if isinstance(item, str) and re.fullmatch("[0-9]{1,20}", item) else item for item in value]
     if key == "tokens" and isinstance(value, float) and value.is_integer():
         value = int(value)
+    if hint is bool and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower(), value)
     return strict.convert(hint, value, where)
 
 

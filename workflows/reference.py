@@ -2,12 +2,16 @@
 
     python -m workflows.reference results/cpu                 copies the tables of a finished results folder there
     python -m workflows.reference --stands "REASON" TABLE ...  says why an older measurement stands (after a refactoring)
+    python -m workflows.reference results/cpu --runs          copies its finished runs to results/reference/runs
     python -m workflows.reference                             lists what has changed since it was measured
 
 `results/reference/provenance.csv` holds for each table the commit and the fingerprint of the code that made it, and the
 file's own hash. A table whose producer has changed since wants a new measurement or a reason, and a reason holds for the
 change that it was given for: the next one wants another. A table that is known to be stale may stand there as such, with
 a reason and no reviewed fingerprint.
+
+`runs/{run}` holds the files of single runs (`evals.records.store`), from which any machine goes on (`workflows.adopt`). They
+are committed in batches while others train, each with its own commit, source and times in its runs.csv.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ import pandas as pd
 
 from evals.records import errors, options, schema
 from evals.records.errors import UserError
-from evals.records.provenance import ROOT, git, sha, stage_source, training_source
+from evals.records.provenance import ROOT, WRITERS, git, sha, stage_source, training_source
+from evals.records.store import keep
+from workflows.gather import finished_runs, read_grid
 from workflows.grid import DEFAULT_PRESET, environment
 from workflows.presets import load_preset
 
@@ -47,8 +53,6 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
 }
-# They check, write and explain; numbers do not depend on them.
-WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "options", "strict", "provenance"))
 
 
 @cache
@@ -98,6 +102,22 @@ def unaccounted(folder: Path = REFERENCE) -> list[str]:
     return found
 
 
+def copy_runs(results: Path, only: list[str], folder: Path = REFERENCE / "runs") -> list[str]:
+    """Copies finished runs of `results`, or only those named, to `folder`; returns which were new there or have new files.
+
+    A run that another config or another source made than the grid's is left out and named on stdout.
+
+    Raises:
+        UserError: a run that is named cannot be copied.
+    """
+    finished = finished_runs(results, read_grid(results))
+    if refused := sorted(set(only) - set(finished)):
+        raise UserError(
+            f"{', '.join(refused)}: no finished run of {results} that its grid's config and the present source made"
+        )
+    return [run for run in finished if run in (only or finished) and keep(results / "runs" / run, folder)]
+
+
 def up_to_date(results: Path, tables: list[str]) -> None:
     """Asks snakemake, which keeps the fingerprint that each file was made by, whether `results` is of the present code.
 
@@ -106,7 +126,7 @@ def up_to_date(results: Path, tables: list[str]) -> None:
     """
     files = [str(results / f"{table}.csv") for table in tables]
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--summary", "--cores", "1"]
-    snakemake += [*files, "--config", f"preset={results.name}"]
+    snakemake += [*files, "--config", f"preset={read_grid(results)['preset']}"]
     done = subprocess.run(snakemake, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise UserError(
@@ -201,11 +221,20 @@ def main(arguments: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TABLE", help="only these tables (default: all that are there)"
     )
+    parser.add_argument(
+        "--runs", nargs="*", metavar="RUN", help="copy these finished runs, or all of them, instead of tables that join runs"
+    )
     parser.add_argument("--dirty", action="store_true", help="also from a checkout with uncommitted changes; it is recorded")
     parser.add_argument("--stands", nargs="+", metavar=("REASON", "TABLE"), help="why older measurements of these tables stand")
     args = parser.parse_args(arguments)
     if args.stands:
         stands(args.stands[1:], args.stands[0])
+    elif args.runs is not None:
+        if not args.results:
+            raise UserError("--runs goes with a results folder: python -m workflows.reference results/cpu --runs")
+        new = copy_runs(args.results, args.runs)
+        print(f"{len(new)} runs are new in {REFERENCE / 'runs'}, or have new files; commit them")
+        return None
     elif args.results:
         print("copied", *copy(Path(args.results), args.only, args.dirty))
     found = unaccounted()

@@ -28,7 +28,7 @@ from models.transformer import ModelConfig
 from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
 from workflows.chains import Chain, load_chains, load_tuning
 from workflows.matched import decode_models, match_size, matched_rows, recipe
-from workflows.presets import Preset, load_preset
+from workflows.presets import Preset, load_preset, working_folder
 
 
 def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[dict, dict[str, RunConfig]]:
@@ -153,7 +153,7 @@ def write_if_changed(path: Path, text: str) -> None:
 def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "") -> dict:
     preset = load_preset(name, overrides)
     plan, runs = resolve(preset, load_chains(), results)
-    folder = results / name
+    folder = working_folder(results, name)
     for run, cfg in runs.items():
         text = yaml.safe_dump(cfg.as_dict(), sort_keys=False)
         write_if_changed(folder / "runs" / run / "config.yaml", text)

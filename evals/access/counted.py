@@ -5,7 +5,8 @@ a mixture of experts the kernel is told only how many tokens each expert has, an
 A run's trained model is counted on validation text: a decoding batch of B is one token from each of B windows, each
 in the second half of its window, and a record that several of them ask for is read once. Beside it stand the formula's
 rows of the same config (`evals.access.declared`). Weights and cache are counted in the dtype of the run's weights, the cache at
-the longest context that the model takes and with its own key-value heads.
+the longest context that the model takes and with its own key-value heads. Each run keeps its `access.csv`, and `access.json`
+that says of what; one that has them, of the same weights, data and code, is not counted again.
 
     python -m evals.access.counted --results results/cpu --runs dense-s-s0 ultramem-s-s0 --out results/cpu/access.csv
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 import kernels
 from evals.access.declared import BATCHES, FEED_FORWARD, ITEMSIZE, View, declared, published
-from evals.load import Opened, open_run
+from evals.load import Opened, identity, note, open_run, settled
 from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.runs import load_run
@@ -262,7 +263,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="runs the models; what they read is counted alike")
     parser.add_argument("--out", type=Path, required=True, help="write the rows of the access table here")
     args = parser.parse_args(arguments)
-    found = [row for name in args.runs for row in rows(args.results / "runs" / name, device=args.device)]
+    found: list[dict] = []
+    for folder in (args.results / "runs" / name for name in args.runs):
+        source = identity(folder, "access", BATCHES)
+        if not settled(folder, "access", source):
+            schema.write(folder / "access.csv", "access", rows(folder, device=args.device))
+            note(folder, "access", source)
+        if (folder / "access.csv").exists():
+            found += schema.read(folder / "access.csv", "access").astype(object).to_dict("records")
     schema.write(args.out, "access", found + (list(papers()) if args.papers else []))
 
 

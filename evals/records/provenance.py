@@ -37,6 +37,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "diagnosis": ("evals.claims.diagnosis",),
     "report": ("reports.build",),
 }
+# They check, write and explain; numbers do not depend on them.
+WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "options", "strict", "provenance"))
 
 
 def sha(data: Any) -> str:

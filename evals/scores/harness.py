@@ -3,9 +3,9 @@
 `questions` makes the requests of the tasks in evals/scores/tasks, which read everything from files that `workflows.prepare`
 fetched, and `scores` asks a model and returns rows of the table `evals` (evals/records/schema). Prompts and their tokens are
 made once for all runs of one corpus. Each run gets its `evals.csv` and `items.parquet` (evals/scores/items.py) as soon as it is
-scored; one that has them, of the same weights, data, code and questions, is passed over. The first metric in a task's file
-is its primary one. `--online papers` adds lm-eval's own versions of the papers' tasks, as "TASK (lm-eval)", and needs the
-internet.
+scored, and `evals.json` that says of what; one that has them, of the same weights, data, code and questions, is passed over.
+The first metric in a task's file is its primary one. `--online papers` adds lm-eval's own versions of the papers' tasks, as
+"TASK (lm-eval)", and needs the internet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from evals.load import Opened, identity, open_run
+from evals.load import Opened, identity, note, open_run, settled
 from evals.records import options, schema
 from evals.records.errors import UserError, run
 from evals.records.provenance import sha
@@ -227,16 +227,18 @@ def main() -> None:
     args = parser.parse_args()
     refuse_foreign_kernels()
     made: dict = {}
+    tasks = [path.read_text(encoding="utf-8") for path in sorted(TASKS_DIR.glob("*.yaml"))]
     for folder in args.run:
-        source = identity(folder, [args.tasks, args.limit, args.perplexity_tokens, args.online])
-        if (folder / "evals.csv").is_file() and items.made_by(folder / items.FILE) == source:
-            print(f"{folder}: evals.csv is up to date")
+        source = identity(folder, "evaluate", [tasks, args.tasks, args.limit, args.perplexity_tokens, args.online])
+        if settled(folder, "evals", source) and (not source["weights"] or items.whole(folder)):
             continue
         rows, kept = score_run(open_run(folder, args.device), args, made)
+        items.write(folder, kept)
         schema.write(folder / "evals.csv", "evals", rows)
-        items.write(folder / items.FILE, kept, source)  # last: it says that evals.csv is of this source
+        note(folder, "evals", source)
     if args.out:
-        schema.gather([folder / "evals.csv" for folder in args.run], "evals", args.out)
+        parts = (folder / "evals.csv" for folder in args.run)
+        schema.gather([path for path in parts if path.exists()], "evals", args.out)
 
 
 if __name__ == "__main__":

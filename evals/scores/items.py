@@ -3,7 +3,7 @@
 `items.parquet` has a row for each item and task: `item` is a hash of the item itself, so that runs pair whatever else
 was asked of them; `cluster` is shared by items that depend on each other (prompts of one question); `value` is the
 task's primary metric and `correct` whether the item was right, empty where nothing can be right. An item with a level
-stands under `TASK/LEVEL`. The file also says what its run's scores follow from (`made_by`).
+stands under `TASK/LEVEL`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats as distributions
 
+from evals.records import files
 from evals.records.errors import UserError
-from evals.records.files import whole
 from evals.stats import Interval
 
 FILE = "items.parquet"
@@ -36,19 +36,18 @@ TYPES = pa.schema(
 )
 
 
-def write(path: Path, items: Iterable[dict], made_by: str) -> None:
-    """Rows with the keys of `TYPES`; `path` is whole or untouched."""
-    table = pa.Table.from_pylist(list(items), schema=TYPES.with_metadata({"made_by": made_by}))
-    with whole(path) as part:
-        pq.write_table(table, part, compression="zstd")
+def write(run: Path, items: Iterable[dict]) -> None:
+    """Rows with the keys of `TYPES`; the file of the run in folder `run` is whole or untouched."""
+    with files.whole(run / FILE) as part:
+        pq.write_table(pa.Table.from_pylist(list(items), schema=TYPES), part, compression="zstd")
 
 
-def made_by(path: Path) -> str | None:
-    """What the scores beside `path` follow from; None where the file is missing or damaged."""
+def whole(run: Path) -> bool:
+    """Whether the file is there and not cut short: a parquet file has its schema at its end."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(b"made_by", b"").decode()
+        return pq.read_schema(run / FILE) is not None
     except (OSError, pa.ArrowInvalid):
-        return None
+        return False
 
 
 def read(run: Path) -> pd.DataFrame:

@@ -128,6 +128,8 @@ def test_only_what_snakemake_made_by_this_code_is_copied(status, made, refused, 
         name = base64.urlsafe_b64encode(file.encode()).decode()
         Path(".snakemake/metadata").mkdir(parents=True)
         Path(".snakemake/metadata", name).touch()
+    Path("results/tiny").mkdir(parents=True)
+    Path("results/tiny/grid.json").write_text('{"preset": "tiny"}')
     lines = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan\n" + (f"{file}\t-\tspeed\t-\tok\t{status}\n" if status else "")
     done = subprocess.CompletedProcess([], 0, lines, "")
     monkeypatch.setattr(reference.subprocess, "run", lambda *_, **__: done)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from evals.records import schema
 from evals.scores.memory.bios import ATTRIBUTES
 from evals.scores.memory.mixture import MixtureConfig, mixture
+from workflows import reference
 from workflows.presets import load_preset
 
 
@@ -116,6 +117,38 @@ def test_config_typo_stops_at_once(finished):
     assert done.returncode != 0
     assert re.search(r"unknown key 'tokns' \(did you mean tokens\?\); allowed are", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def stored(finished, tmp_path_factory):
+    """Another machine's folder: the same tokens, and the finished runs as they would be committed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "results").mkdir()
+    (folder / "results/data").symlink_to(finished / "results/data")
+    reference.copy_runs(finished / "results/smoke", [], folder / "results/reference/runs")
+    return folder
+
+
+def test_stored_runs_are_adopted_with_their_scores_and_adopt_false_trains_them(finished, stored):
+    runs, parts = ("dense-xs-s0", "ultramem-xs-s0"), "archs=['dense','ultramem']"
+    tables = ("results/smoke/runs.csv", "evaluate", "access")
+    made = run(stored, *command(parts, "adopt=true"), "--printshellcmds", *tables)
+    assert made.returncode == 0, made.stderr[-3000:]
+    for name in runs:
+        assert f"{name}: adopted from results/reference/runs/{name}" in made.stderr
+        ours, theirs = (folder / "results/smoke/runs" / name for folder in (stored, finished))
+        for table in ("runs.csv", "train.csv", "health.csv", "evals.csv", "access.csv", "evals.json", "access.json"):
+            assert (ours / table).read_bytes() == (theirs / table).read_bytes(), table
+        assert not (ours / "model.safetensors").exists()
+    assert set(schema.read(stored / "results/smoke/evals.csv", "evals").run) == set(runs)
+    told = run(stored, *command(parts, "adopt=false"), "--dry-run", "results/smoke/runs.csv")
+    assert dict(re.findall(r"^(train_\w+) +(\d+)$", told.stdout + told.stderr, re.M)) == {"train_xs": "2"}
+
+
+def test_a_stored_run_trained_again_is_equal_to_the_last_digit(stored):
+    done = run(stored, sys.executable, "-m", "evals.compare", "--rerun", "1", "--seed", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "reproduced: 1 of 1 runs agree (1 to the last digit)"
 
 
 def test_killed_workflow_finishes_with_the_same_numbers(finished, tmp_path):

@@ -13,8 +13,12 @@ def contents(root, *patterns):
     return sha([path.read_text() for path in found])
 
 
-def weights_of(runs):
-    return [f"{RESULTS}/runs/{run}/model.safetensors" for run in runs]
+def trained(runs):
+    return [f"{RESULTS}/runs/{run}/{TRAINED}" for run in runs]
+
+
+# What reads a run's weights follows its training at once: a run that is whole can be committed, and its weights may go.
+AFTER_TRAINING = 50
 
 
 # What routing reads is counted in the largest models of the grid, of the first seed.
@@ -26,21 +30,41 @@ COUNTED = [
 ]
 
 
+# Each run keeps its rows, as it does its scores: they are counted once, and the declared outputs join them.
+COUNT = "exec {PYTHON:q} -m evals.access.counted --results {RESULTS:q} --runs {params.runs:q} --out {output:q}"
+
+
+rule count:
+    input:
+        lambda wildcards: trained([wildcards.counted]),
+    output:
+        RESULTS + "/access/{counted}.csv",
+    log:
+        RESULTS + "/logs/access.{counted}.log",
+    benchmark:
+        RESULTS + "/benchmarks/access.{counted}.tsv"
+    wildcard_constraints:
+        counted="|".join(map(re.escape, COUNTED)),
+    priority: AFTER_TRAINING
+    params:
+        runs=lambda wildcards: wildcards.counted,
+        source=source_of("access"),
+    shell:
+        LOGGED + COUNT
+
+
 rule access:
     input:
-        weights_of(COUNTED),
+        [f"{RESULTS}/access/{run}.csv" for run in COUNTED],
     output:
         f"{RESULTS}/access.csv",
     log:
         f"{RESULTS}/logs/access.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/access.tsv"
     params:
         runs=COUNTED,
         source=source_of("access"),
     shell:
-        LOGGED
-        + "exec {PYTHON:q} -m evals.access.counted --results {RESULTS:q} --runs {params.runs:q} --papers --out {output:q}"
+        LOGGED + COUNT + " --papers"
 
 
 rule modelled:
@@ -68,10 +92,9 @@ if EVALS:
     ]
     MEASURED.append(f"{RESULTS}/evals.csv")
 
-    # One process scores up to this many runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
+    # One process scores up to `together` runs of a size: it makes the prompts once. Each run keeps its own evals.csv beside
     # the declared output, so a run that joins a batch, or one that fails, costs the others nothing. The smallest size, the
     # last to be trained, is shared by two processes: nothing is left for another core to do meanwhile.
-    EVALS_TOGETHER = 6
     EVALS_OF = {
         size: [run for run in EVALUATED if GRID["runs"][run]["size"] == size]
         for size in dict.fromkeys(GRID["runs"][run]["size"] for run in EVALUATED)
@@ -80,9 +103,7 @@ if EVALS:
     EVALS_BATCHES = {
         f"{size}.{start // together}": runs[start : start + together]
         for size, runs in EVALS_OF.items()
-        for together in [
-            EVALS_TOGETHER // 2 if size == LAST_TRAINED else EVALS_TOGETHER
-        ]
+        for together in [-(-EVALS["together"] // (2 if size == LAST_TRAINED else 1))]
         for start in range(0, len(runs), together)
     }
 
@@ -93,7 +114,7 @@ if EVALS:
             name:
                 f"evals_{evals_size}"
             input:
-                lambda wildcards: weights_of(EVALS_BATCHES[wildcards.batch]),
+                lambda wildcards: trained(EVALS_BATCHES[wildcards.batch]),
             output:
                 RESULTS + "/evals/{batch}.csv",
             log:
@@ -102,7 +123,7 @@ if EVALS:
                 RESULTS + "/benchmarks/evals.{batch}.tsv"
             wildcard_constraints:
                 batch=re.escape(evals_size) + r"\.\d+",
-            priority: evals_rank
+            priority: AFTER_TRAINING + evals_rank
             resources:
                 gpu=GPU,
             params:
@@ -113,7 +134,7 @@ if EVALS:
                     {
                         ("tasks" if k == "suites" else k): v
                         for k, v in EVALS.items()
-                        if k != "seeds"
+                        if k not in ("seeds", "together")
                     }
                 ),
                 source=source_of("evaluate"),

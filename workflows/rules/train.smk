@@ -2,6 +2,13 @@
 # survive a restart, which deletes only those.
 
 RUN_TABLES = ("runs", "train", "health")
+# What later stages wait for. An adopted run has no weights, and whether one is adopted is known when its job runs: after the
+# data. Where `adopt=false` was asked for, tables want the weights beside them, and the runs that lack them are trained.
+TRAINED = "runs.csv" if GRID["adopt"] else "model.safetensors"
+WEIGHTS = (
+    {} if GRID["adopt"] else {"weights": RESULTS + "/runs/{run}/model.safetensors"}
+)
+ADOPT = "{PYTHON:q} -m workflows.adopt {RESULTS:q} {wildcards.run:q} || "
 
 
 def runs_of(size):
@@ -42,7 +49,7 @@ for size_rank, size_name in enumerate(
             config=RESULTS + "/runs/{run}/config.yaml",
         output:
             **{table: RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES},
-            weights=RESULTS + "/runs/{run}/model.safetensors",
+            **WEIGHTS,
         log:
             RESULTS + "/logs/{run}.log",
         wildcard_constraints:
@@ -58,11 +65,15 @@ for size_rank, size_name in enumerate(
             launcher=launcher(size_name),
         shell:
             LOGGED
+            + (ADOPT if GRID["adopt"] else "")
             + "exec {PYTHON:q} -m {params.launcher:q} {params.folder:q} --patience 60"
 
 
 def tables_of(runs):
-    return [f"{RESULTS}/runs/{run}/{table}.csv" for run in runs for table in RUN_TABLES]
+    names = [f"{table}.csv" for table in RUN_TABLES]
+    if "adopt" in config and not GRID["adopt"]:
+        names.append(TRAINED)
+    return [f"{RESULTS}/runs/{run}/{name}" for run in runs for name in names]
 
 
 DEFAULT_RUNS = list(

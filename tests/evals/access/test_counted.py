@@ -1,11 +1,13 @@
 """Counted reads against the formula (random and disjoint routing), against the layers themselves, and against themselves."""
 
+import itertools
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 
 import kernels
@@ -232,6 +234,8 @@ def test_the_command_writes_counted_and_declared_rows_of_each_run(tmp_path, monk
 
     monkeypatch.setattr(counted, "load_run", config)
     monkeypatch.setattr(counted, "open_run", opened)
+    monkeypatch.setattr(counted, "identity", lambda *_: {"weights": str(next(made_by))})
+    made_by = itertools.count()
     out = [tmp_path / f"{i}.csv" for i in range(2)]
     for path in out:
         counted.main(["--results", str(tmp_path), "--runs", "dense", "ultramem", "--out", str(path)])
@@ -247,6 +251,28 @@ def test_the_command_writes_counted_and_declared_rows_of_each_run(tmp_path, monk
     text["a"] = np.zeros(3, dtype="<u2")
     with pytest.raises(UserError, match="corpus has 3 tokens of validation text, a window is 16"):
         counted.main(["--results", str(tmp_path), "--runs", "dense", "--out", str(out[0])])
+
+
+def test_a_run_is_counted_once_and_an_adopted_one_never(tmp_path, monkeypatch):
+    folders, out, made_by = tmp_path / "runs", tmp_path / "access.csv", {"weights": "w", "code": "c"}
+    monkeypatch.setattr(counted, "identity", lambda *_: made_by)
+    counts = []
+    monkeypatch.setattr(counted, "rows", lambda folder, device: counts.append(folder.name) or [synthetic.row("access")] * 3)
+
+    def command(*names):
+        counted.main(["--results", str(tmp_path), "--runs", *names, "--out", str(out)])
+        return len(schema.read(out, "access"))
+
+    for name in ("a", "b"):
+        (folders / name).mkdir(parents=True)
+    assert [command("a"), command("a", "b"), command("a", "b")] == [3, 6, 6]
+    assert counts == ["a", "b"]
+    made_by["code"] = "d"
+    assert command("a") == 3
+    assert counts == ["a", "b", "a"]
+    made_by["weights"] = ""  # adopted
+    assert command("a", "b") == 3  # b's rows are of older code
+    assert counts == ["a", "b", "a"]
 
 
 def test_the_papers_sizes_are_declared_with_the_cache_they_had(tmp_path):

@@ -73,7 +73,7 @@ def test_a_run_that_is_up_to_date_is_passed_over(runs, monkeypatch, capsys):
     stamp = (first / "evals.csv").stat().st_mtime_ns
     harness_main(monkeypatch, "--run", first, second)
     assert (first / "evals.csv").stat().st_mtime_ns == stamp
-    assert capsys.readouterr().out == f"{first}: evals.csv is up to date\n"
+    assert capsys.readouterr().out == f"{first / 'evals.csv'} is up to date\n"
 
     def scored_again(*more):
         stamp = (first / "evals.csv").stat().st_mtime_ns
@@ -90,12 +90,36 @@ def test_a_run_that_is_up_to_date_is_passed_over(runs, monkeypatch, capsys):
     tensors["embedding.weight"] = tensors["embedding.weight"] * 1.5
     write_tensors(first / "model.safetensors", tensors, {})
     assert scored_again()
-    monkeypatch.setattr(load, "stage_source", lambda *_: "newer code")
+    monkeypatch.setattr(load, "stage_source", lambda *_, **__: "newer code")
     assert scored_again()
     assert not scored_again()
     (first / "evals.csv").unlink()
     harness_main(monkeypatch, "--run", first)
     assert schema.read(first / "evals.csv", "evals").run.eq("r0").all()
+
+
+def test_scores_of_a_run_without_weights_stand_or_are_left_out(runs, tmp_path, monkeypatch, capsys):
+    """An adopted run has its scores and no weights: other questions cannot be asked of it."""
+    first, second, third = runs.folders
+    harness_main(monkeypatch, "--run", first, second)
+    for folder in runs.folders:
+        (folder / "model.safetensors").unlink()
+        (folder / "runs.csv").touch()
+    (first / items.FILE).unlink()  # what each item gave is not kept in a store
+    before, joined = (first / "evals.csv").read_bytes(), tmp_path / "joined.csv"
+    harness_main(monkeypatch, "--run", first, third, "--out", joined)
+    assert (first / "evals.csv").read_bytes() == joined.read_bytes() == before
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{third}: left out of evals.csv: the run was adopted without weights and it came without evals.csv; "
+        "train it again to make it anew (--config adopt=false)"
+    )
+    harness_main(monkeypatch, "--run", first, "--limit", "1", "--out", joined)
+    assert "its evals.csv is of other questions; train it again" in capsys.readouterr().err
+    assert not (first / "evals.csv").exists()
+    assert schema.read(joined, "evals").empty
+    monkeypatch.setattr(load, "stage_source", lambda *_, **__: "newer code")
+    harness_main(monkeypatch, "--run", second)
+    assert "its evals.csv is of other code; train it again" in capsys.readouterr().err
 
 
 def build_state(folder):
