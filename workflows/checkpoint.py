@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from evals.records.errors import UserError
 from evals.records.tensors import read_tensors, write_tensors
@@ -46,17 +46,19 @@ def lock(folder: Path, patience_s: float = 0.0):
         handle.close()
 
 
-def save(path: Path, model: nn.Module, optimizers: Any, note: dict[str, Any]) -> None:
-    """Model, optimizer state and `note` (step, rows logged so far, the identity that may continue it)."""
+def save(path: Path, model: nn.Module, optimizers: Any, reads: dict[str, Tensor], note: dict[str, Any]) -> None:
+    """Model, optimizer state, how often rows were read, and `note` (step, rows logged so far, what may continue it)."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for parameter, state in optimizers.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
-    write_tensors(path, tensors, note)
+    write_tensors(path, tensors | {f"reads.{name}": count_N for name, count_N in reads.items()}, note)
 
 
-def restore(path: Path, model: nn.Module, optimizers: Any, device: str, identity: dict[str, str]) -> dict[str, Any]:
-    """Loads what `save` wrote into `model` and `optimizers`; returns the note.
+def restore(
+    path: Path, model: nn.Module, optimizers: Any, reads: dict[str, Tensor], device: str, identity: dict[str, str]
+) -> dict[str, Any]:
+    """Loads what `save` wrote into `model`, `optimizers` and `reads`; returns the note.
 
     Raises:
         UserError: the checkpoint is damaged, or another config, code or data made it.
@@ -66,6 +68,8 @@ def restore(path: Path, model: nn.Module, optimizers: Any, device: str, identity
         if note["identity"].get(what) != value:
             raise UserError(f"{path} was made by another {what}; delete it to train this run from the start")
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for name, count_N in reads.items():
+        count_N.copy_(tensors[f"reads.{name}"])
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

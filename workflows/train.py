@@ -106,6 +106,7 @@ class Trainer:
         self.model = run.model.build().to(device)
         torch.manual_seed(run.seeds["rest"])
         self.optimizers = Optimizers(self.model, run.train)
+        self.reads = health.count_reads(self.model) if self.cfg.health_tokens else {}
         self.rows: list[dict] = []
         self.health: list[dict] = []
         self.step, self.elapsed, self.resumed = 0, 0.0, 0
@@ -121,7 +122,7 @@ class Trainer:
     def restore(self) -> None:
         if not self.checkpoint.exists():
             return
-        note = checkpoint.restore(self.checkpoint, self.model, self.optimizers, self.device, self.identity())
+        note = checkpoint.restore(self.checkpoint, self.model, self.optimizers, self.reads, self.device, self.identity())
         vars(self).update({name: note[name] for name in PROGRESS})
         self.resumed += 1
 
@@ -133,7 +134,7 @@ class Trainer:
     def save(self) -> None:
         if self.rank == 0:
             note = {name: getattr(self, name) for name in PROGRESS} | {"identity": self.identity()}
-            checkpoint.save(self.checkpoint, self.model, self.optimizers, note)
+            checkpoint.save(self.checkpoint, self.model, self.optimizers, self.reads, note)
 
     def train(self, stop: Stop) -> None:
         """Runs to the last step, or saves and leaves with 128 + signal when told to stop.
@@ -281,8 +282,20 @@ class Trainer:
             total += loss.item() * len(starts)
         return total / count
 
+    def single_tokens(self) -> None:
+        """`tokens.safetensors`: what `health.single_tokens` finds, 100 kB at most; its note says which test tokens they are."""
+        self.model.eval()
+        self.model.refresh()
+        with self.autocast():
+            found, sources = health.single_tokens(
+                self.model, self.reads, self.shards, self.cfg.seq_len, self.device, self.cfg.precision
+            )
+        tensors.write_tensors(self.folder / "tokens.safetensors", found, self.identity() | {"sources": sources})
+
     def write(self) -> None:
-        """The run's CSVs and its final weights; the checkpoint is no longer needed then."""
+        """The run's CSVs, its losses on single tokens and its final weights; the checkpoint is no longer needed then."""
+        if self.cfg.health_tokens:
+            self.single_tokens()
         tensors.write_tensors(self.folder / "model.safetensors", dict(self.model.state_dict()), self.identity())
         schema.write(self.folder / "health.csv", "health", self.health)
         schema.write(self.folder / "train.csv", "train", self.rows)

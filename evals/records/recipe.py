@@ -37,7 +37,8 @@ class Train:
         validation_tokens: tokens of each corpus source that the losses of the finished model are taken on, on validation and
             on test; every point of the curve takes the first eighth of validation's.
         checkpoint_s: seconds between checkpoints.
-        health_tokens: validation tokens on which a sparse layer's health is measured; 0 is never.
+        health_tokens: validation tokens on which a sparse layer's health is measured; 0 is never, and then reads of rows are
+            not counted and losses of single tokens (`tokens.safetensors`) not kept either.
     """
 
     tokens: Tokens

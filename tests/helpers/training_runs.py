@@ -14,7 +14,7 @@ from workflows import train
 
 def make_run(folder, corpus, model, **changes):
     recipe = Train(tokens=20 * 8 * 32, batch_size=8, seq_len=32, lr=3e-3, evaluate=2, validation_tokens=1024)
-    recipe = replace(recipe, health_tokens=128, precision="fp32", **changes)
+    recipe = replace(recipe, **{"health_tokens": 128, "precision": "fp32"} | changes)
     cfg = runs.RunConfig(
         run=folder.name, preset="test", arch="x", size="xs", seed=0, data=str(corpus), model=model, train=recipe
     )

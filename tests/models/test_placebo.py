@@ -114,8 +114,8 @@ def test_a_checkpoint_brings_the_addresses_back(name, placebo, tmp_path):
     with torch.no_grad():
         expected = models[0].logits(tokens_BT)
         assert not torch.equal(models[1].logits(tokens_BT), expected)
-        checkpoint.save(tmp_path / "saved", models[0], parts[0], {"identity": {}})
-        checkpoint.restore(tmp_path / "saved", models[1], parts[1], "cpu", {})
+        checkpoint.save(tmp_path / "saved", models[0], parts[0], {}, {"identity": {}})
+        checkpoint.restore(tmp_path / "saved", models[1], parts[1], {}, "cpu", {})
         assert torch.equal(models[1].logits(tokens_BT), expected)
 
 
