@@ -121,13 +121,14 @@ def verdict(run: Stored, row: dict[str, str], curve: str, allowed: float) -> Ver
         return Verdict(
             run.run, EQUAL, f"test loss {row['test_loss']} and all {len(after)} losses of the curve, to the last digit"
         )
+    near = abs(gap) <= allowed
+    moved += f": {'within' if near else 'beyond'} {allowed:.3g}"
     if others := [what for what, column in BUILD.items() if row[column] != run.row[column]]:
-        status = NEAR if abs(gap) <= allowed else DIFFERENT
-        how = "within" if status == NEAR else "beyond"
-        return Verdict(run.run, status, f"{moved}: {how} {allowed:.3g}, on another {' and another '.join(others)}")
+        told = f"{moved}, on another {' and another '.join(others)}"
+        return Verdict(run.run, NEAR if near else DIFFERENT, told)
     first = next((place for place, loss in before.items() if after.get(place) != loss), None)
     where = f"from step {first[0]} on" if first else "at the end"
-    return Verdict(run.run, DIFFERENT, f"{moved}: {where}, though device, torch and source are the same")
+    return Verdict(run.run, DIFFERENT, f"{moved}, but not equal {where}, though device, torch and source are the same")
 
 
 def _curve(text: str) -> dict[tuple[str, str, str], str]:

@@ -108,7 +108,7 @@ NUMBERS = {
     "train": ("tokens", "batch_size", "seq_len", "lr", "workers", "threads", "evaluate", "validation_tokens", "eps"),
     "sizes.xs": ("d_model", "n_layers", "n_heads", "n_kv_heads", "token_scale"),
     "measure.latency": ("context", "threads", "rounds", "budget_s"),
-    "measure.evals": ("limit", "perplexity_tokens"),
+    "measure.evals": ("limit", "perplexity_tokens", "together"),
 }
 
 
