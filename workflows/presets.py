@@ -119,7 +119,8 @@ class Preset:
         chains: ablation chains that the default target runs; all others run when asked for.
         chain_size, chain_seeds: where and how often chains run. chain_sizes: chains that run elsewhere, by name;
             a preset with a chain_size of its own inherits none.
-        chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts.
+        chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts. step_rates: rows
+            that are trained with others, by chain and id.
         tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
             preset's).
         transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
@@ -143,6 +144,7 @@ class Preset:
     chain_sizes: dict[str, str] = field(default_factory=dict)
     chain_seeds: Seeds = (0,)
     chain_rates: tuple[Positive, ...] = ()
+    step_rates: dict[str, dict[str, tuple[Positive, ...]]] = field(default_factory=dict)
     tuning_size: str | None = None
     tuning_tokens: CountOrNone = 0
     transfer_size: str | None = None

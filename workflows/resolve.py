@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from evals.records import errors, options
+from evals.records import errors, options, strict
 from evals.records.errors import UserError
 from evals.records.files import whole
 from evals.records.provenance import sha, training_source
@@ -76,11 +76,16 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             }
         )
     arms = []
+    strict.check_keys(preset.step_rates, chains, f"{preset.name}: step_rates")
     for name, chain in chains.items():
         known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
         if not known <= set(preset.archs):
             continue
         at = preset.chain_sizes.get(name, size)
+        own_rates = preset.step_rates.get(name, {})
+        strict.check_keys(
+            own_rates, dict.fromkeys(s.id for s in (chain.base, *chain.steps)), f"{preset.name}: step_rates.{name}"
+        )
         for order, (step, deltas) in enumerate(chain_arms(chain)):
             where = f"ablations.yaml: {name}"
             try:
@@ -89,7 +94,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
                 raise
             except ValueError as error:
                 raise UserError(f"preset {preset.name}, {where}, step {step.id}: {error}") from error
-            rates = preset.chain_rates if chain.tuned and preset.chain_rates else (train.lr,)
+            rates = own_rates.get(step.id) or (preset.chain_rates if chain.tuned else ()) or (train.lr,)
             for (i, lr), seed in itertools.product(enumerate(rates), chain.seeds or preset.chain_seeds):
                 rate = f".lr{i}" if len(rates) > 1 else ""
                 recipe_at = dataclasses.replace(train, lr=lr)

@@ -156,6 +156,28 @@ if EVALS:
             LOGGED + "exec {PYTHON:q} -m workflows.gather {RESULTS:q} --table evals"
 
 
+# One size of the grid with all that follows its training at once, so that a long preset can be made in an order of one's own.
+for grid_size in dict.fromkeys(GRID["runs"][run]["size"] for run in GRID["grid"]):
+
+    rule:
+        name:
+            f"grid_{grid_size}"
+        input:
+            tables_of(
+                run for run in GRID["grid"] if GRID["runs"][run]["size"] == grid_size
+            ),
+            [
+                f"{RESULTS}/evals/{batch}.csv"
+                for batch in (EVALS_BATCHES if EVALS else ())
+                if batch.rpartition(".")[0] == grid_size
+            ],
+            [
+                f"{RESULTS}/access/{run}.csv"
+                for run in COUNTED
+                if GRID["runs"][run]["size"] == grid_size
+            ],
+
+
 # Alone on the machine, and after everything else. Huge pages are asked for, as a server of such tables would. Of the same
 # steps, what the GPU's own counters say; a table without rows where they cannot be read.
 if LATENCY:
