@@ -2,6 +2,7 @@
 # survive a restart, which deletes only those.
 
 RUN_TABLES = ("runs", "train", "health")
+GATHERED = ("matched_compute", "counting", "arms")  # of the whole grid
 
 
 def runs_of(size):
@@ -86,7 +87,7 @@ rule gather:
         tables_of(DEFAULT_RUNS),
         rules.data_card.output,
     output:
-        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms")],
+        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, *GATHERED)],
     log:
         f"{RESULTS}/logs/gather.log",
     params:
