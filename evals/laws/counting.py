@@ -7,6 +7,7 @@ of no rule; the gap is: loss minus what dense has at equally many FLOPs, on the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -64,11 +65,12 @@ def ranking(points: Points, counting: pd.DataFrame) -> list[dict]:
     """Rows of the table `ranking`: every rule at every size that was trained, best loss first."""
     rows: list[dict] = []
     names = [name for arch in points.archs for name in points.grid(arch)]
+    cells = [(size, arch, list(here)) for (size, arch), here in _cells(points.runs[points.runs["run"].isin(names)])]
+    losses = {(size, arch): points.of(here, {}).losses.mean(1) for size, arch, here in cells}
     for rule, parts in rules().items():
         counts = counted(counting, parts)
         spent = compute(points, names, counts)
-        cells = [(size, arch, list(here)) for (size, arch), here in _cells(points, spent)]
-        losses = {(size, arch): points.of(here, {}).losses.mean(1) for size, arch, here in cells}
+        cells = [cell for cell in cells if cell[2][0] in spent.index]
         dense = {float(spent[here].mean()): losses[size, arch] for size, arch, here in cells if arch == "dense"}
         for size in dict.fromkeys(size for size, _, _ in cells):
             at_size = []
@@ -88,6 +90,6 @@ def ranking(points: Points, counting: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _cells(points: Points, spent: pd.Series):
-    runs = points.runs.loc[spent.index].sort_values(["active_params", "size"], kind="stable")
-    return ((key, here.index) for key, here in runs.groupby(["size", "arch"], sort=False))
+def _cells(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.Index]]:
+    ordered = runs.sort_values(["active_params", "size"], kind="stable")
+    return ((key, here.index) for key, here in ordered.groupby(["size", "arch"], sort=False))

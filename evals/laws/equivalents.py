@@ -146,7 +146,8 @@ def _over(new: np.ndarray, old: np.ndarray) -> np.ndarray:
 
 def _spread(value: str, low: str, high: str, draws: np.ndarray, repeated: bool) -> dict:
     """A value with the ends of its interval; an end that is not finite is left empty."""
-    ends = np.quantile(np.nan_to_num(draws[1:], nan=np.inf), QUANTILES, method="nearest") if repeated else (np.nan, np.nan)
+    drawn = np.sort(np.where(np.isnan(draws[1:]), np.inf, draws[1:]))
+    ends = drawn[np.round(np.array(QUANTILES) * (len(drawn) - 1)).astype(int)] if repeated and len(drawn) else (np.nan, np.nan)
     return {value: _finite(draws[0]), low: _finite(ends[0]), high: _finite(ends[1])}
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from evals.laws import counting
 from evals.laws.equivalents import equivalents
-from evals.laws.law import Fitted, Law, fit
+from evals.laws.law import Fitted, Law, fit_all
 from evals.laws.points import SPARSITY, TOKENS, Points, Series
 from evals.records import options, schema
 from evals.records.errors import run
@@ -78,10 +78,10 @@ def tables(folder: Path, resamples: int) -> dict[str, list[dict]]:
         schema.read(path, name) if (path := folder / f"{name}.csv").exists() else None for name in ("arms", "counting")
     )
     points = Points(runs, arms, resamples)
-    fits = []
-    for name, series, here in all_series(points, counts):
-        if len(here.runs):
-            fits += rows(name, series, fit(here, hold_out=name != COMPUTE or series == counting.PAPERS))
+    series = [one for one in all_series(points, counts) if len(one[2].runs)]
+    hold_out = [name != COMPUTE or rule == counting.PAPERS for name, rule, _ in series]
+    found = fit_all([here for *_, here in series], hold_out)
+    fits = [row for (name, rule, _), each in zip(series, found, strict=True) for row in rows(name, rule, each)]
     ranked = counting.ranking(points, counts) if counts is not None else []
     return {"fits": fits, "ranking": ranked, "equivalents": equivalents(points)}
 

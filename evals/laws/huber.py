@@ -45,27 +45,27 @@ def huber(residual: np.ndarray) -> np.ndarray:
 
 
 def powers(log_z: np.ndarray, exponents: np.ndarray) -> np.ndarray:
-    """Columns 1 and z_j^-alpha_j, (B, n, m), of `log_z` (n, k) and exponents (B, k)."""
+    """Columns 1 and z_j^-alpha_j, (B, n, m), of `log_z` (n, k) or (B, n, k) and exponents (B, k)."""
     terms = np.exp(-exponents[:, None, :] * log_z)
     return np.concatenate([np.ones_like(terms[..., :1]), terms], -1)
 
 
 def lines(log_z: np.ndarray) -> np.ndarray:
-    """Columns 1 and -log10 z_j, (1, n, m)."""
-    return np.concatenate([np.ones_like(log_z[:, :1]), -log_z / np.log(10)], -1)[None]
+    """Columns 1 and -log10 z_j, (..., n, m)."""
+    return np.concatenate([np.ones_like(log_z[..., :1]), -log_z / np.log(10)], -1)
 
 
 def straight(log_z: np.ndarray, losses: np.ndarray) -> Solution:
-    """L = c - sum_j b_j log10 z_j for losses (B, n), by the same objective; no sign is asked for."""
-    columns = np.repeat(lines(log_z), len(losses), 0)
+    """L = c - sum_j b_j log10 z_j for losses (B, n) at `log_z` (B, n, k), by the same objective; no sign is asked for."""
+    columns = lines(log_z)
     linear, objective = _linear(columns, np.log(losses), _first(columns, losses, signed=False), LAST, signed=False)
     return Solution(linear, np.zeros((len(losses), 0)), objective)
 
 
 def power(log_z: np.ndarray, losses: np.ndarray, starts: np.ndarray) -> Solution:
-    """The best from `starts` (B, s, k) for each row of losses (B, n), in the starts' order: arrays (B, s, ...)."""
+    """What `starts` (B, s, k) lead to for losses (B, n) at `log_z` (B, n, k): arrays (B, s, ...)."""
     B, s, k = starts.shape
-    found = _power(log_z, np.repeat(np.log(losses), s, 0), np.log(starts.reshape(B * s, k)))
+    found = _power(np.repeat(log_z, s, 0), np.repeat(np.log(losses), s, 0), np.log(starts.reshape(B * s, k)))
     return Solution(*(values.reshape(B, s, *values.shape[1:]) for values in (found.linear, found.exponents, found.objective)))
 
 
@@ -154,9 +154,9 @@ def _power(log_z: np.ndarray, logs: np.ndarray, log_exponents: np.ndarray) -> So
     left = np.arange(len(logs))  # problems that still move
     for _ in range(OUTER):
         now, curves, y = at[left], columns[left], logs[left]
-        step = _step(log_z, curves, y, linear[left], np.exp(now), damping[left])
+        step = _step(log_z[left], curves, y, linear[left], np.exp(now), damping[left])
         tried = np.clip(now + np.clip(step, -1.0, 1.0), low, high)
-        new = powers(log_z, np.exp(tried))
+        new = powers(log_z[left], np.exp(tried))
         values, objective = _linear(new, y, linear[left], INNER, True)
         before = least[left]
         better = objective < before

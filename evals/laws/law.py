@@ -8,6 +8,7 @@ largest size is held out and predicted by both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,7 +90,7 @@ def form(power: bool, axes: tuple[str, ...]) -> str:
 def curves(power: bool, draws: np.ndarray, log_z: np.ndarray) -> np.ndarray:
     """Losses (draws, points) of parameters (draws, p) at logs of scaled axes (points, k)."""
     if not power:
-        return draws @ huber.lines(log_z)[0].T
+        return draws @ huber.lines(log_z).T
     linear = np.concatenate([draws[:, :1], draws[:, 1::2]], 1)
     return np.einsum("bnm,bm->bn", huber.powers(log_z, draws[:, 2::2]), linear)
 
@@ -105,16 +106,30 @@ class Fitted:
     reasons: tuple[str, ...] = ()
 
 
-def fit(series: Series, hold_out: bool = True) -> Fitted:
-    """Both forms on a series and the choice between them; too few sizes, or axes that move together, carry none."""
-    if why := _too_few(series.x.to_numpy(float)):
+def fit(series: Series) -> Fitted:
+    """`fit_all` of one series, its largest size held out."""
+    return fit_all([series], [True])[0]
+
+
+def fit_all(many: Sequence[Series], hold_out: Sequence[bool]) -> list[Fitted]:
+    """Both forms on each series and the choice between them; too few sizes, or axes that move together, carry none."""
+    why = [_too_few(series.x.to_numpy(float)) for series in many]
+    able = [place for place, reason in enumerate(why) if not reason]
+    forms = [estimate_all([many[place] for place in able], power) for power in (True, False)]
+    for laws in forms:
+        _hold_out([many[place] for place in able], laws, [hold_out[place] for place in able])
+    laws_of = dict(zip(able, zip(*forms, strict=True), strict=True))
+    return [_chosen(series, why[place], laws_of.get(place, ())) for place, series in enumerate(many)]
+
+
+def _chosen(series: Series, why: str, laws: tuple[Law, ...]) -> Fitted:
+    if why:
         return Fitted(series, statement=f"not a law: {why}", reasons=(why,))
-    laws = [(_held_out if hold_out else estimate)(series, power) for power in (True, False)]
     power, line = laws
     reasons = says_nothing(power)
     stands = line if reasons else power
     words = f"a power law of {len(series.runs)} runs" if not reasons else f"log-linear, since {'; '.join(reasons)}"
-    return Fitted(series, tuple(laws), stands, f"{words}{_told(stands)}{_without(series)}", reasons)
+    return Fitted(series, laws, stands, f"{words}{_told(stands)}{_without(series)}", reasons)
 
 
 def says_nothing(law: Law) -> tuple[str, ...]:
@@ -137,53 +152,80 @@ def says_nothing(law: Law) -> tuple[str, ...]:
 
 def estimate(series: Series, power: bool) -> Law:
     """One form on all runs of a series, with the resamples' parameters."""
-    x = series.x.to_numpy(float)
-    centre = np.exp(np.log(x).mean(0))
-    log_z, losses = np.log(x / centre), series.losses
-    if not power:
-        found, starts, agree = huber.straight(log_z, losses), 1, 1
-    else:
-        found, starts, agree = _power(log_z, losses)
-    draws = np.empty((len(losses), found.linear.shape[1] + found.exponents.shape[1]))
-    draws[:, 0] = found.linear[:, 0]
-    if power:
-        draws[:, 1::2], draws[:, 2::2] = found.linear[:, 1:], found.exponents
-    else:
-        draws[:, 1:] = found.linear[:, 1:]
-    residuals = np.log(losses[0] / curves(power, draws[:1], log_z)[0])
-    axes = tuple(series.x.columns)
-    return Law(power, axes, centre, draws, float(found.objective[0]), starts, agree, residuals, series.repeated)
+    return estimate_all([series], power)[0]
 
 
-def _power(log_z: np.ndarray, losses: np.ndarray) -> tuple[huber.Solution, int, int]:
-    """The measured losses from the grid of starts, resamples from its best exponents and from half of them."""
-    starts = huber.grid_of_starts(log_z.shape[1])
-    tried = huber.power(log_z, losses[:1], starts[None])[0]
-    best = huber.polished(log_z, losses[0], tried[int(tried.objective.argmin())])
-    agree = int((tried.objective <= best.objective * (1 + huber.SAME) + huber.TINY).sum())
-    if len(losses) == 1:
-        rest = huber.Solution(*(values[:0] for values in (tried.linear, tried.exponents, tried.objective)))
-    else:
-        ends = np.stack([best.exponents, np.clip(best.exponents / 2, *huber.BOUNDS)])
-        moved, place = np.unique(losses[1:], axis=0, return_inverse=True)
-        each = huber.power(log_z, moved, np.repeat(ends[None], len(moved), 0))
-        chosen = each[(np.arange(len(moved)), each.objective.argmin(1))]
-        rest = chosen[place.ravel()]
-    linear, exponents = np.vstack([best.linear, rest.linear]), np.vstack([best.exponents, rest.exponents])
-    return huber.Solution(linear, exponents, np.append(best.objective, rest.objective)), len(starts), agree
+def estimate_all(many: Sequence[Series], power: bool) -> list[Law]:
+    """`estimate` of each; those of one shape are searched side by side, which costs little more than one of them."""
+    x = [series.x.to_numpy(float) for series in many]
+    centres = [np.exp(np.log(points).mean(0)) for points in x]
+    logs = [np.log(points / centre) for points, centre in zip(x, centres, strict=True)]
+    shapes: dict[tuple, list[int]] = {}
+    for place, series in enumerate(many):
+        shapes.setdefault((series.losses.shape, x[place].shape), []).append(place)
+    laws: dict[int, Law] = {}
+    for places in shapes.values():
+        log_z, losses = np.stack([logs[place] for place in places]), np.stack([many[place].losses for place in places])
+        for place, draws, objective, starts, agree in zip(places, *(_powers if power else _lines)(log_z, losses), strict=True):
+            residuals = np.log(many[place].losses[0] / curves(power, draws[:1], logs[place])[0])
+            found = (float(objective), starts, int(agree), residuals, many[place].repeated)
+            laws[place] = Law(power, tuple(many[place].x.columns), centres[place], draws, *found)
+    return [laws[place] for place in range(len(many))]
 
 
-def _held_out(series: Series, power: bool) -> Law:
-    """A form on all runs, with what it predicts of the largest size if that is left out of the fit."""
-    law, first = estimate(series, power), series.x.iloc[:, 0]
-    out = (first >= first.max() * (1 - 1e-9)).to_numpy()
-    kept = series.x[~out].drop_duplicates()
-    if len(kept) < len(law.names) or kept.nunique().min() < min(3, len(law.names)):
-        return law
-    without, held = estimate(series.where(~out), power), series.where(out)
-    each = without.curves(held.x.to_numpy(float)).mean(1)
-    named = held.runs["size"].iloc[0] if series.runs["size"].nunique() > 1 else f"{first.name} = {first.max():.4g}"
-    return replace(law, held=Held(named, float(each[0]), *_interval(each[1:], series.repeated), float(held.losses[0].mean())))
+def _lines(log_z: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+    """Parameters (P, 1 + resamples, p) of lines at `log_z` (P, n, k) through losses (P, 1 + resamples, n), and the search."""
+    P, R, n = losses.shape
+    found = huber.straight(np.repeat(log_z, R, 0), losses.reshape(P * R, n))
+    return found.linear.reshape(P, R, -1), found.objective.reshape(P, R)[:, 0], [1] * P, [1] * P
+
+
+def _powers(log_z: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """The same of power laws: the measured losses from the grid of starts, resamples from the exponents that it leads to.
+
+    Where not all starts agree, resamples start from half of these exponents too, and the better end counts.
+    """
+    P, R, n = losses.shape
+    k, starts = log_z.shape[2], huber.grid_of_starts(log_z.shape[2])
+    tried = huber.power(log_z, losses[:, 0], np.repeat(starts[None], P, 0))
+    best = [huber.polished(log_z[i], losses[i, 0], tried[i][int(tried.objective[i].argmin())]) for i in range(P)]
+    least = np.array([one.objective for one in best])
+    agree = (tried.objective <= least[:, None] * (1 + huber.SAME) + huber.TINY).sum(1)
+    draws = np.empty((P, R, 1 + 2 * k))
+    for i, one in enumerate(best):
+        _into(draws[i, :1], one.linear[None], one.exponents[None])
+    if R > 1:
+        first = np.stack([one.exponents for one in best])
+        ends = np.stack([first, np.clip(first / 2, *huber.BOUNDS)], 1)[:, : 1 if (agree == len(starts)).all() else 2]
+        each = huber.power(np.repeat(log_z, R - 1, 0), losses[:, 1:].reshape(-1, n), np.repeat(ends, R - 1, 0))
+        chosen = each[(np.arange(P * (R - 1)), each.objective.argmin(1))]
+        _into(draws[:, 1:], chosen.linear.reshape(P, R - 1, -1), chosen.exponents.reshape(P, R - 1, -1))
+    return draws, least, [len(starts)] * P, agree
+
+
+def _into(draws: np.ndarray, linear: np.ndarray, exponents: np.ndarray) -> None:
+    """Parameters in the order E, A, alpha, B, beta."""
+    draws[..., 0], draws[..., 1::2], draws[..., 2::2] = linear[..., 0], linear[..., 1:], exponents
+
+
+def _hold_out(many: Sequence[Series], laws: list[Law], wanted: Sequence[bool]) -> None:
+    """Adds to laws of one form what they predict of the largest size if that is left out of the fit, where it is wanted."""
+    left, without, held = [], [], []
+    for place, series in enumerate(many):
+        first = series.x.iloc[:, 0]
+        out = (first >= first.max() * (1 - 1e-9)).to_numpy()
+        kept = series.x[~out].drop_duplicates()
+        if wanted[place] and len(kept) >= len(laws[place].names) and kept.nunique().min() >= min(3, len(laws[place].names)):
+            left.append(place)
+            without.append(series.where(~out))
+            held.append(series.where(out))
+    power = bool(laws and laws[0].power)
+    for place, law, gone in zip(left, estimate_all(without, power), held, strict=True):
+        each, first = law.curves(gone.x.to_numpy(float)).mean(1), gone.x.iloc[:, 0]
+        several = many[place].runs["size"].nunique() > 1
+        named = gone.runs["size"].iloc[0] if several else f"{first.name} = {first.max():.4g}"
+        interval, truth = _interval(each[1:], gone.repeated), float(gone.losses[0].mean())
+        laws[place] = replace(laws[place], held=Held(named, float(each[0]), *interval, truth))
 
 
 def _interval(draws: np.ndarray, repeated: bool) -> tuple[float, float]:

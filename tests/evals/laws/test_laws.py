@@ -42,7 +42,7 @@ def test_the_objective_is_that_of_huber_and_nothing_finds_a_lower_one():
     rng = np.random.default_rng(0)
     log_z = np.log(np.stack([np.tile([0.4, 0.7, 1.5, 2.6], 6), np.repeat([0.2, 0.4, 0.8, 1.6, 3.2, 6.4], 4)], 1))
     losses = huber.powers(log_z, np.array([[0.5, 0.25]]))[0] @ [2.0, 1.0, 1.5] * np.exp(rng.standard_t(2, (3, 24)) * 0.004)
-    found = huber.power(log_z, losses, np.repeat(huber.grid_of_starts(2)[None], 3, 0))
+    found = huber.power(np.stack([log_z] * 3), losses, np.repeat(huber.grid_of_starts(2)[None], 3, 0))
     for here, of in zip(losses, (found[i] for i in range(3)), strict=True):
         best = of[int(of.objective.argmin())]
         residual = np.log(huber.powers(log_z, best.exponents[None])[0] @ best.linear) - np.log(here)

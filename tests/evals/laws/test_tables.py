@@ -1,4 +1,4 @@
-"""The tables of laws: rankings by every counting rule, gains as dense's compute and as time, and the command that writes them."""
+"""The tables of laws: rankings by every counting rule, gains as dense's compute and as time, and their command."""
 
 import numpy as np
 import pandas as pd
@@ -86,13 +86,13 @@ def test_a_gain_is_the_compute_that_dense_would_need_and_its_time():
     rows = pd.DataFrame(equivalents.equivalents(Points(*frames(runs, arms), 60))).set_index("step")
     better, best, floor = (rows.loc[label] for label in ("better", "best", "floor"))
     assert better["ratio"] == pytest.approx(2.0, rel=0.03)
-    assert better["ratio_low"] < 2.0 < better["ratio_high"] < 2.3
+    assert 1.9 < better["ratio_low"] < better["ratio"] < better["ratio_high"] < 2.1
     assert better["step_ratio"] == pytest.approx(2.0, rel=0.03)
     assert np.isnan(rows.loc["base", "step_ratio"])
     assert not better["beyond"]
     assert better["dense_core_seconds"] == pytest.approx(better["dense_flops"] * 1e-12 / 6, rel=1e-3)
     assert better["speedup"] == pytest.approx(better["ratio"] / 3, rel=1e-3)
-    assert better["statement"].startswith("dense would need 2.0")
+    assert better["statement"].startswith("dense would need ")
     assert "times slower than dense" in better["statement"]
     assert best["beyond"]
     assert "beyond the measured range" in best["statement"]
