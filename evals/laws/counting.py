@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,10 +74,10 @@ def ranking(points: Points, counting: pd.DataFrame) -> list[dict]:
         cells = [cell for cell in cells if cell[2][0] in spent.index]
         dense = {float(spent[here].mean()): losses[size, arch] for size, arch, here in cells if arch == "dense"}
         for size in dict.fromkeys(size for size, _, _ in cells):
-            at_size = []
+            at_size: list[dict[str, Any]] = []
             for arch, here in ((arch, here) for other, arch, here in cells if other == size):
                 loss = losses[size, arch]
-                row = {"rule": rule, "size": size, "arch": arch, "loss": float(loss[0])}
+                row: dict[str, Any] = {"rule": rule, "size": size, "arch": arch, "loss": float(loss[0])}
                 row |= {key: counts.loc[(size, arch), key].item() for key in ("flops", "active_params")}
                 if len(dense) > 1:
                     base, row["beyond"] = on_line(float(spent[here].mean()), np.array([*dense]), np.stack([*dense.values()], 1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -34,7 +35,7 @@ class Solution:
     exponents: np.ndarray
     objective: np.ndarray
 
-    def __getitem__(self, rows) -> Solution:
+    def __getitem__(self, rows: Any) -> Solution:
         return Solution(self.linear[rows], self.exponents[rows], self.objective[rows])
 
 
@@ -91,7 +92,7 @@ def polished(log_z: np.ndarray, losses: np.ndarray, found: Solution) -> Solution
     done = optimize.least_squares(residual, start, bounds=ends, loss="huber", f_scale=DELTA, x_scale="jac", max_nfev=400)
     if not done.cost < found.objective * (1 - 1e-9):
         return found
-    return Solution(done.x[:m], np.exp(done.x[m:]), np.float64(done.cost))
+    return Solution(done.x[:m], np.exp(done.x[m:]), np.asarray(done.cost))
 
 
 def _first(columns: np.ndarray, losses: np.ndarray, signed: bool) -> np.ndarray:
@@ -100,7 +101,9 @@ def _first(columns: np.ndarray, losses: np.ndarray, signed: bool) -> np.ndarray:
     return _solve(scaled, np.ones_like(losses), np.ones_like(losses), signed)
 
 
-def _linear(columns, logs, linear, iterations: int, signed: bool) -> tuple[np.ndarray, np.ndarray]:
+def _linear(
+    columns: np.ndarray, logs: np.ndarray, linear: np.ndarray, iterations: int, signed: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """E and A_j >= 0 that are best for given columns (B, n, m) by the Huber objective, from `linear`, and the objective."""
     best, least = linear, np.full(len(logs), np.inf)
     for _ in range(iterations):
@@ -171,7 +174,14 @@ def _power(log_z: np.ndarray, logs: np.ndarray, log_exponents: np.ndarray) -> So
     return Solution(linear, np.exp(at), least)
 
 
-def _step(log_z, columns, logs, linear, exponents, damping) -> np.ndarray:
+def _step(
+    log_z: np.ndarray,
+    columns: np.ndarray,
+    logs: np.ndarray,
+    linear: np.ndarray,
+    exponents: np.ndarray,
+    damping: np.ndarray,
+) -> np.ndarray:
     """Gauss-Newton step of the logs of the exponents, (B, k): their part that E and A_j in use cannot follow."""
     curve = np.maximum(np.einsum("bnm,bm->bn", columns, linear), 1e-9)
     residual = np.log(curve) - logs

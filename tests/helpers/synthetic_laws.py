@@ -24,7 +24,7 @@ def write(path: Path) -> None:
                 flops = round(share * 2 * 12 * d_model**2 * 4)
                 counts.append(row("counting", size=size, arch=arch, part=part, flops=flops, active_params=flops // 2))
     schema.write(path / "counting.csv", "counting", counts)
-    found = fits.tables(path, resamples=5)
+    found = fits.tables(path, resamples=2)
     found["fits"] = [fit for fit in found["fits"] if (fit["fit"], fit["arch"]) != ("joint", "moe8")]
     about = {"fit": "joint", "arch": "moe8", "stands": True, "form": "L = E + A (N/N0)^-alpha + B (D/D0)^-beta"}
     about |= {"n_runs": 5, "n_points": 5, "objective": 1e-5, "starts": 25, "agree": 24, "worst_residual": -0.01}

@@ -213,7 +213,8 @@ rule fits:
     params:
         source=source_of("fits"),
     shell:
-        LOGGED + "exec {PYTHON:q} -m evals.laws.fits --results {RESULTS:q} --out {output.fits:q}"
+        LOGGED
+        + "exec {PYTHON:q} -m evals.laws.fits --results {RESULTS:q} --out {output.fits:q}"
         " --ranking {output.ranking:q} --equivalents {output.equivalents:q}"
 
 
