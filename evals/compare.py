@@ -57,6 +57,7 @@ KEYS = {
     "runs": ["run"],
     "train": ["run", "step", "split", "source"],
     "matched_compute": ["size", "arch", "role"],
+    "counting": ["size", "arch", "part"],
     "arms": ["chain", "step", "run"],
     "health": ["run", "step", "layer", "metric"],
     "tuning": ["arch", "setting", "run"],
@@ -83,8 +84,8 @@ KEYS = {
     "diagnosis": ["topic", "arm"],
     "coordinates": ["arch", "width_rule", "d_model", "step", "where"],
 }
-# Times and predictions of one machine, and which commit made what.
-UNCOMPARED = ("speed", "step", "growth", "cost", "plan", "provenance")
+# What follows from other tables, times and predictions of one machine, and which commit made what.
+UNCOMPARED = ("fits", "ranking", "equivalents", "speed", "step", "growth", "cost", "plan", "provenance")
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
 # A column that the schema does not have (yet) is passed over.
@@ -93,6 +94,7 @@ EXACT = {
     " value_optimizer status config_sha data_sha seed_data seed_init seed_rest",
     "matched_compute": "d_ff d_expert n_experts top_k n_keys d_key d_value params active_params sparse_params"
     " flops_per_token flops_mismatch params_mismatch memory_share bytes_b1 bytes_b64 trained",
+    "counting": "params active_params flops",
     "arms": "kind order label set paper_train_loss paper_val_loss paper_delta_val",
     "evals": "n chance higher_is_better",
     "access": "rows_read rows_unique bytes",

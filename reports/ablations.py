@@ -7,6 +7,7 @@ import pandas as pd
 from evals.claims.diagnosis import PREFIX as DIAGNOSIS
 from reports import figures, published
 from reports.contrast import by_seed, contrast, runs_of
+from reports.equivalents import of_chain
 from reports.page import Cell, Missing, Picture, Results, Table, kinds, number
 from reports.style import WIDE, Panel, interval
 
@@ -117,6 +118,7 @@ def _one(results: Results, place: int, title: str) -> Iterator:
             panels,
             badges=badges,
         )
+    yield from of_chain(results, title)
 
 
 def _agreement(ours: float, paper: float) -> Cell:

@@ -6,6 +6,7 @@ links to its row in the provenance table.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from evals.stats import Fit, NotALaw
+from evals.stats import NotALaw
 from reports.style import (
     AFTER,
     DASHES,
@@ -91,12 +92,15 @@ def curves(
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one architecture (columns x, y, run) and the law through them, if one was found."""
+    """Points of one architecture (columns x, y, run, of a law also residual) and the law through them, if one was found.
+
+    A law has `predict`, and `band` where its interval is drawn.
+    """
 
     arch: str
     label: str
     points: pd.DataFrame
-    law: Fit | NotALaw
+    law: Any
 
 
 @panel
@@ -107,10 +111,11 @@ def laws(
     for place, this in enumerate(series):
         drawn, dashes = look(this.arch), DASHES[[s.arch for s in series[:place]].count(this.arch) % len(DASHES)]
         markers(axes, this.points["x"], this.points["y"], drawn, this.points["run"], solid=dashes == "solid")
-        if isinstance(this.law, Fit):
+        if not isinstance(this.law, NotALaw):
             x = np.geomspace(this.points["x"].min(), this.points["x"].max(), 40)
             axes.plot(x, this.law.predict(x), color=drawn.colour, linestyle=dashes)
-            axes.fill_between(x, *this.law.band(x), color=drawn.colour, alpha=0.12, linewidth=0)
+            if hasattr(this.law, "band"):
+                axes.fill_between(x, *this.law.band(x), color=drawn.colour, alpha=0.12, linewidth=0)
     hollow(axes, published, "x", "y")
     scales(axes, "x")
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -118,15 +123,17 @@ def laws(
 
 
 @panel
-def residuals(axes: Axes, series: list[Series], *, title: str, x_label: str) -> str:
-    """What each fitted law leaves, point by point."""
+def residuals(
+    axes: Axes, series: list[Series], *, title: str, x_label: str, y_label: str = "loss minus law (nats/token)"
+) -> str:
+    """What each fitted law leaves (column `residual`), point by point."""
     for place, this in enumerate(series):
         solid = this.arch not in [s.arch for s in series[:place]]
-        markers(axes, this.points["x"], this.law.residuals, look(this.arch), this.points["run"], solid=solid)
+        markers(axes, this.points["x"], this.points["residual"], look(this.arch), this.points["run"], solid=solid)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     scales(axes, "x")
-    axes.set(title=title, xlabel=x_label, ylabel="loss minus law (nats/token)")
-    return f"{title}: loss minus the fitted law against {x_label}"
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return f"{title}: {y_label} against {x_label}"
 
 
 @panel

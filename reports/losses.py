@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from reports import figures
+from reports.equivalents import of_grid
 from reports.page import Cell, Picture, Results, Table, arch_cell, kinds, number
 from reports.style import in_order, key, si
 
@@ -53,6 +54,7 @@ def losses(results: Results) -> Iterator:
         rows,
         badges,
     )
+    yield from of_grid(results)
     if "train" not in results:
         yield results.missing("train")
         return

@@ -5,14 +5,20 @@ from collections.abc import Iterator
 import pandas as pd
 
 from reports.page import Cell, Missing, Results, Table, Text, arch_cell, number
-from reports.style import key, si
+from reports.style import in_order, key, si
 
 
 def matched(results: Results) -> Iterator:
     """What matched compute means here, row by row."""
     if "matched_compute" not in results:
         yield results.missing("matched_compute")
-        return
+    else:
+        yield from _matched(results)
+    yield from _parts(results)
+
+
+def _matched(results: Results) -> Iterator:
+    """Every row of the gate's table, and its FLOPs by other conventions."""
     frame = results["matched_compute"]
     worst = frame.loc[frame["role"] == "matched", ["flops_mismatch", "params_mismatch"]].abs().max().fillna(0)
     yield Text(
@@ -32,6 +38,28 @@ def matched(results: Results) -> Iterator:
         ("declared",),
     )
     yield from _conventions(frame)
+
+
+def _parts(results: Results) -> Iterator:
+    """FLOPs of every part of the models of the largest size."""
+    if "counting" not in results:
+        yield results.missing("counting")
+        return
+    frame = results["counting"]
+    total = frame.groupby("size", sort=False)["flops"].max()
+    sizes = [size for size in results.sizes if size in total.index] or [total.idxmax()]
+    here = frame[frame["size"] == sizes[-1]]
+    names, rows = list(dict.fromkeys(here["part"])), []
+    for arch in in_order(here["arch"]):
+        flops = here[here["arch"] == arch].set_index("part")["flops"]
+        rows.append(
+            [arch_cell(arch), *[Cell(si(flops.get(name, 0), 3), float(flops.get(name, 0)), number=True) for name in names]]
+        )
+    words = (
+        f"Where the FLOPs of a token go at {sizes[-1]}. The papers’ definition leaves out embedding, head, attention scores "
+    )
+    words += "and selection; what each choice changes stands under “Loss against cost”."
+    yield Table("counting.csv", words, "", ["architecture", *names], rows, ("declared",))
 
 
 def _conventions(frame: pd.DataFrame) -> Iterator:

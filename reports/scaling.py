@@ -8,6 +8,7 @@ import pandas as pd
 from evals import stats
 from reports import figures, published
 from reports.figures import Series
+from reports.fits import fits
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
 from reports.style import Panel, in_order, interval, key, look
 
@@ -29,8 +30,9 @@ def scaling(results: Results) -> Iterator:
         yield results.missing("runs")
         return
     yield Text(
-        "A law is fitted by least squares where a series has four or more different sizes: y = c + a x⁻ᵇ against parameters "
-        "and tokens, y = a − b log₁₀ x against the sparse ratio. Fewer points stay points, unjoined."
+        "For a look, a law is fitted by plain least squares where a series has four or more different sizes: y = c + a x⁻ᵇ "
+        "against parameters and tokens, y = a − b log₁₀ x against the sparse ratio. Fewer points stay points, unjoined. "
+        "What is claimed of exponents stands further below, with intervals."
     )
     if len(results.grid):
         yield from _slopes(results)
@@ -54,7 +56,8 @@ def scaling(results: Results) -> Iterator:
         badges,
     )
     header = ["loss against", "architecture", "series", "points", "law", "R²", "largest residual", "runs"]
-    yield Table("runs.csv + arms.csv", "Every fit, or why there is none.", context, header, rows, badges)
+    yield Table("runs.csv + arms.csv", "Every curve drawn, or why there is none.", context, header, rows, badges)
+    yield from fits(results)
     if len(results.grid):
         yield from _beside_the_papers(results)
 
@@ -120,7 +123,9 @@ def _series(points: pd.DataFrame, fit) -> list[Series]:
     for arch in in_order(points["arch"]):
         for line, here in points[points["arch"] == arch].groupby("line", sort=False):
             here = here.assign(y=here["test_loss"]).sort_values("x")[["x", "y", "run", "seed"]]
-            found.append(Series(arch, f"{look(arch).label} {line}".strip(), here, fit(here["x"], here["y"])))
+            law = fit(here["x"], here["y"])
+            here["residual"] = law.residuals if isinstance(law, stats.Fit) else np.nan
+            found.append(Series(arch, f"{look(arch).label} {line}".strip(), here, law))
     return found
 
 

@@ -85,6 +85,7 @@ WORDS = {
     "results/cpu": "results/tiny",
     "results/gpu1": "results/tiny",
     "results/reference": "results/tiny",
+    "FILE.csv": "fits.csv",
 }
 PEERS = shlex.quote(str(ROOT / ".cache/peers"))
 SMALL = {
@@ -96,10 +97,11 @@ SMALL = {
     "reports.build": "",
     "kernels.aot": "--only topm_backward",
     "evals.access.declared": "",
+    "evals.laws.fits": "--resamples 5",
 }
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
 SPEED = "--d-model 64 --threads 1 --batch-size 2 --seq-len 32 --rounds 2"
-STAGES = ("access", "modelled", "evaluate", "claims", "latency", "coordinates", "diagnosis")
+STAGES = ("access", "modelled", "evaluate", "claims", "fits", "latency", "coordinates", "diagnosis")
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:

@@ -155,9 +155,11 @@ def gather(results: Path, out: Path, chain: str | None = None) -> int:
     if tuning := tuning_rows(grid, runs, results):
         schema.write(out / "tuning.csv", "tuning", tuning)
     schema.write(out / "matched_compute.csv", "matched_compute", grid["matched"])
+    schema.write(out / "counting.csv", "counting", grid["counting"])
     if chain:
         schema.write(out / "cost.csv", "cost", cost_rows(grid, runs, results))
-    written = [*PER_RUN, "arms", *(["tuning"] if tuning else []), "matched_compute", *(["cost"] if chain else [])]
+    written = [*PER_RUN, "arms", *(["tuning"] if tuning else []), "matched_compute", "counting"]
+    written += ["cost"] if chain else []
     schema.seal(out, written)
     if (results / "data.json").exists() and out != results:
         shutil.copy(results / "data.json", out / "data.json")

@@ -41,6 +41,7 @@ TRAINING = ("training",)
 PRODUCERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("runs", "train", "health", "arms", "tuning", "cost"), TRAINING),
     "matched_compute": ("matched",),
+    "counting": ("counting",),
     "evals": ("evaluate",),
     "access": ("access",),
     "latency": ("latency",),
@@ -48,6 +49,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "latency_modelled": ("modelled", "evals/decode/gpus.yaml"),
     "statements": ("modelled", "evals/decode/gpus.yaml"),
     "claims": ("claims", "evals/claims/claims.yaml"),
+    **dict.fromkeys(("fits", "ranking", "equivalents"), ("fits",)),
     **dict.fromkeys(("speed", "step"), ("speed",)),
     **dict.fromkeys(("peers", "growth"), ("peers",)),
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),

@@ -27,6 +27,7 @@ from models.match import flops
 from models.transformer import ModelConfig
 from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
 from workflows.chains import Chain, load_chains, load_tuning
+from workflows.counting import counting_rows
 from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Preset, load_preset, working_folder
 
@@ -136,6 +137,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         "arms": arms,
         "tuning": tuning,
         "matched": matched_rows(preset, matched),
+        "counting": counting_rows(preset, matched),
         "chains": list(preset.chains),
         "measure": plain(preset.measure),
     }

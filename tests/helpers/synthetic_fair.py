@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import synthetic_folder
+import synthetic_laws
 from synthetic import row
 from synthetic_folder import ARCHS, run_row
 
@@ -46,6 +47,7 @@ def folder(path: Path, seeds: int = 1) -> Path:
     tables["coordinates"] = list(coordinates())
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", name, rows)
+    synthetic_laws.write(path)
     return path
 
 

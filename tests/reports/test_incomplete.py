@@ -41,7 +41,7 @@ def test_a_chain_alone_has_its_laws(undrawn, results, tmp_path):
     schema.write(tmp_path / "arms.csv", "arms", arms)
     schema.write(tmp_path / "runs.csv", "runs", runs[runs["run"].isin(arms["run"])])
     page = build.render(tmp_path)
-    assert {row[0] for row in table(page, "Every fit")[1:]} == {"sparse over activated parameters"}
+    assert {row[0] for row in table(page, "Every curve drawn")[1:]} == {"sparse over activated parameters"}
     assert "runs.csv holds no finished run of the comparison" in section(page, "losses")
 
 

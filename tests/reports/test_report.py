@@ -116,7 +116,7 @@ def test_bytes_are_counted_over_expected(page):
 
 
 def test_three_points_are_no_law_and_four_are(results, page):
-    rows = table(page, "Every fit")
+    rows = table(page, "Every curve drawn")
     laws = {(row[0], row[1], row[2]): row[4:7] for row in rows[1:]}
     assert laws["activated parameters", "Dense", "–"] == ["not a law: 3 points, a law needs 4", "–", "–"]
     law, r2, worst = laws["sparse over activated parameters", "UltraMem", "half as dense"]

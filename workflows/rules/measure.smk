@@ -243,6 +243,24 @@ rule claims:
         + "exec {PYTHON:q} -m evals.claims.ledger --results {RESULTS:q} --out {output:q}"
 
 
+# Scaling laws with intervals, the ranking by every counting rule, and gains as the compute that dense would need.
+rule fits:
+    input:
+        rules.gather.output,
+    output:
+        fits=f"{RESULTS}/fits.csv",
+        ranking=f"{RESULTS}/ranking.csv",
+        equivalents=f"{RESULTS}/equivalents.csv",
+    log:
+        f"{RESULTS}/logs/fits.log",
+    params:
+        source=source_of("fits"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.laws.fits --results {RESULTS:q} --out {output.fits:q}"
+        " --ranking {output.ranking:q} --equivalents {output.equivalents:q}"
+
+
 # Not part of the default target; the report shows them once they are made.
 TARGET = plan_target(config)
 # What was asked for is not known yet when this file is read, but as words of the command line.

@@ -5,6 +5,7 @@ rule report:
     input:
         rules.gather.output,
         rules.claims.output,
+        rules.fits.output,
         rules.cost.output,
         MEASURED,
     output:

@@ -2,6 +2,7 @@
 # survive a restart, which deletes only those.
 
 RUN_TABLES = ("runs", "train", "health")
+GATHERED = ("matched_compute", "counting", "arms")  # of the whole grid
 # What later stages wait for. An adopted run has no weights, and whether one is adopted is known when its job runs: after the
 # data. Where `adopt=false` was asked for, tables want the weights beside them, and the runs that lack them are trained.
 TRAINED = "runs.csv" if GRID["adopt"] else "model.safetensors"
@@ -97,7 +98,7 @@ rule gather:
         tables_of(DEFAULT_RUNS),
         rules.data_card.output,
     output:
-        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, "matched_compute", "arms")],
+        [f"{RESULTS}/{table}.csv" for table in (*RUN_TABLES, *GATHERED)],
     log:
         f"{RESULTS}/logs/gather.log",
     params:

@@ -91,6 +91,19 @@ TABLES: dict[str, tuple[Column, ...]] = {
         number("bytes_b64", "bytes", "weights read by 64 tokens together, expected under uniform routing", False),
         flag("trained", "whether the preset trains this row"),
     ),
+    "counting": (
+        text("preset", "preset the size belongs to"),
+        text("size", "name of the size in the preset"),
+        ARCH,
+        text(
+            "part",
+            "of the model; `addressing` is a memory's router, the papers' FLOPs hold neither `embedding`, `head`, "
+            "`attention scores` nor `selection`",
+        ),
+        whole("params", "parameters", "stored"),
+        whole("active_params", "parameters", "used for one token"),
+        whole("flops", "FLOPs", "forward pass of one token"),
+    ),
     "arms": (
         text("chain", "name of the ablation"),
         text("kind", "how an arm is made from the base", choices=("cumulative", "leave-one-out", "sweep")),
