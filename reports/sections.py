@@ -1,7 +1,7 @@
 """The sections of the report, first to last: each a function from `Results` to blocks.
 
-No number is computed here beyond means, differences, ratios and sums of rows, and the fits of `evals.stats`. A section
-whose CSV is absent says so.
+No number is computed here beyond means, differences, ratios and sums of rows; fits and intervals are those of `evals.stats`,
+the decision chart's scores those of `evals.decode.decision`. A section whose CSV is absent says so.
 """
 
 from reports.ablations import ablations
