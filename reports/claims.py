@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from evals.claims.decided import load
+from reports.decided import decided
 from reports.page import Cell, Results, Table, Text, kinds, number
 from reports.placebos import sentences
 from reports.style import interval
@@ -11,10 +13,12 @@ SIGNS |= {"ambiguous": "≶", "confounded": "⊗", "modelled against": "◌", "n
 
 
 def claims(results: Results) -> Iterator:
-    """Placebos in words, then every claim."""
+    """When the rules were decided, placebos in words, then every claim."""
     if "claims" not in results:
         yield results.missing("claims")
         return
+    when, table = decided(results, load())
+    yield when
     yield from map(Text, sentences(results))
     rows = []
     for row in results["claims"].itertuples():
@@ -52,3 +56,4 @@ def claims(results: Results) -> Iterator:
         tall=True,
         cards=True,
     )
+    yield table

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from evals.decode.decision import Cell as Choice
 from evals.stats import NotALaw
 from reports.style import (
     AFTER,
@@ -155,6 +156,35 @@ def heat(axes: Axes, cells: pd.DataFrame, words: pd.DataFrame, *, title: str, x_
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     return f"{title} by {x_label}: " + "; ".join(f"{name}: {', '.join(words.loc[name])}" for name in words.index)
+
+
+@panel
+def choices(axes: Axes, cells: list[Choice], *, rows: dict[float, str], marked: set[int], title: str, x_label: str) -> str:
+    """The best layer by batch and row (label by ratio, first at the bottom): its colour and name, hatched where not told apart.
+
+    Cells whose `id` is in `marked` carry a dagger.
+    """
+    batches, ratios, spoken = sorted({cell.batch for cell in cells}), list(rows), []
+    for cell in cells:
+        x, y, this = batches.index(cell.batch), ratios.index(cell.row.ratio), look(cell.best)
+        place = ((x - 0.48, y - 0.46), 0.96, 0.92)
+        axes.add_patch(Rectangle(*place, facecolor=this.colour, lw=0, alpha=0.36 if cell.told else 0.08))
+        others = [f"or {look(arch).label}" for arch in cell.level[1:]]
+        others = others if len(others) < 3 else [f"or {len(others)} others"]
+        words = [this.label + "†" * (id(cell) in marked), *(others or [f"by {cell.gap.value:.2f}"])]
+        box = None
+        if not cell.told:
+            axes.add_patch(Rectangle(*place, fill=False, edgecolor=this.colour, lw=0, hatch="////", alpha=0.8))
+            box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.9, "pad": 2}
+        axes.text(x, y, "\n".join(words), ha="center", va="center", fontsize=8.5, color=INK, bbox=box, linespacing=1.1)
+        spoken.append(f"batch {cell.batch}, {cell.row.ratio:.3g} times stored: {' '.join(words)}")
+    axes.set(xlim=(-0.5, len(batches) - 0.5), ylim=(-0.5, len(ratios) - 0.5), title=title, xlabel=x_label)
+    axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+    axes.set_yticks(range(len(ratios)), list(rows.values()))
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return f"{title}: {'; '.join(spoken)}"
 
 
 @panel

@@ -57,8 +57,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Text:
+    """A paragraph; `lead` stands before it in bold."""
+
     text: str
     kind: str = ""
+    lead: str = ""
     block: str = "text"
 
 

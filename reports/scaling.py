@@ -17,10 +17,15 @@ LOSS = "test loss (nats/token)"
 
 def loss_against(results: Results, name: str, column: str, words: str, title: str) -> Panel:
     """Mean loss of the comparison's sizes, joined by architecture."""
+    frame, labels = by_size(results, column)
+    return figures.curves(name, frame, column, "loss", title=title, x_label=words, **labels)
+
+
+def by_size(results: Results, column: str) -> tuple[pd.DataFrame, dict]:
+    """Mean, lowest and highest loss by architecture and size, and how `figures.curves` draws them against `column`."""
     values = {"loss": ("test_loss", "mean"), "low": ("test_loss", "min"), "high": ("test_loss", "max"), "run": ("run", "first")}
     frame = results.grid.groupby(["arch", "size"], as_index=False).agg(**{column: (column, "mean")}, **values)
-    labels = {"title": title, "x_label": words, "y_label": LOSS}
-    return figures.curves(name, frame[frame[column].notna()], column, "loss", **labels, log="x", band=("low", "high"))
+    return frame[frame[column].notna()], {"y_label": LOSS, "log": "x", "band": ("low", "high")}
 
 
 def scaling(results: Results) -> Iterator:

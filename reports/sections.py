@@ -1,7 +1,7 @@
 """The sections of the report, first to last: each a function from `Results` to blocks.
 
-No number is computed here beyond means, differences, ratios and sums of rows, the fits of `evals.stats`, and what the laws of
-`fits.csv` leave. A section whose CSV is absent says so.
+No number is computed here beyond means, differences, ratios and sums of rows; fits and intervals are those of `evals.stats` and
+of `fits.csv`, the decision chart's scores those of `evals.decode.decision`. A section whose CSV is absent says so.
 """
 
 from reports.ablations import ablations

@@ -38,10 +38,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """One SVG; a wide one gets more room on the page."""
+    """One SVG; a wide one gets more room on the page, a broad one a row of its own."""
 
     svg: str
     wide: bool
+    broad: bool = False
 
 
 LOOKS = (
@@ -84,7 +85,7 @@ STYLE = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
 }
-NARROW, WIDE = 3.7, 4.4
+NARROW, WIDE, BROAD = 3.7, 4.4, 7.6
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 AFTER = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
 
@@ -151,7 +152,7 @@ def panel(draw: Callable[..., str]) -> Callable[..., Panel]:
     def drawn(name: str, *arguments, width: float = NARROW, height: float = 2.7, **options) -> Panel:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width, height))
-            return Panel(svg(name, draw(figure.add_subplot(), *arguments, **options), figure), width > NARROW)
+            return Panel(svg(name, draw(figure.add_subplot(), *arguments, **options), figure), width > NARROW, width > WIDE)
 
     return drawn
 

@@ -1,4 +1,4 @@
-"""The first screen: the answer, the verdicts counted, and a picture of loss, latency and ablations."""
+"""The first screen: the answer, the decision chart, the verdicts counted, and a picture of loss, latency and ablations."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from evals.claims.ledger import counts
 from reports.ablations import waterfalls
 from reports.answer import answer
 from reports.claims import SIGNS
+from reports.decision import chart
 from reports.page import Missing, Picture, Results, Text, Verdicts, kinds
 from reports.scaling import loss_against
 from reports.timings import CSV, batch_panels, timings, typical
@@ -21,12 +22,13 @@ KINDS = {
 
 
 def summary(results: Results) -> Iterator:
-    """The answer in two sentences; verdicts by what could show them; loss, latency and waterfalls."""
+    """The answer in words; the decision chart; verdicts by what could show them; loss, latency and waterfalls."""
     said = list(answer(results))
     if said:
-        yield from (Text(sentence, kind="answer") for sentence in said)
+        yield from (Text(sentence, "answer", topic) for topic, sentence in said)
     else:
         yield Missing("No answer from this run: it takes a memory layer and a mixture of experts at one size, or their times.")
+    yield from chart(results)
     yield from _verdicts(results)
     yield from _picture(results)
     yield from (results.missing(table) for table in ("latency", "arms") if table not in results)

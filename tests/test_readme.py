@@ -95,6 +95,7 @@ SMALL = {
     "evals.peers": f"--d-model 16 --tokens 4 --rounds 2 --peers {PEERS}",
     "evals.compare": "",
     "reports.build": "",
+    "reports.poster": "",
     "kernels.aot": "--only topm_backward",
     "evals.access.declared": "",
     "evals.laws.fits": "--resamples 5",

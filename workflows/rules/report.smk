@@ -25,6 +25,7 @@ rule report:
         ),
         reference=f"{workflow.basedir}/results/reference",
         lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),
+        decided=contents(f"{workflow.basedir}/evals/claims", "decided.yaml"),
         source=source_of("report"),
     shell:
         LOGGED
