@@ -46,6 +46,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("peers", "growth"), ("peers",)),
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
+    **dict.fromkeys(("questions", "where"), ("questions",)),
 }
 # They check, write and explain; numbers do not depend on them.
 WRITERS = tuple(f"evals.records.{name}" for name in ("schema", "errors", "files", "options", "strict", "provenance"))

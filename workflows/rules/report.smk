@@ -5,6 +5,7 @@ rule report:
     input:
         rules.gather.output,
         rules.claims.output,
+        rules.questions.output,
         rules.cost.output,
         MEASURED,
     output:

@@ -223,3 +223,48 @@ def test_lines_share_a_slope_and_keep_their_height():
     assert stats.line_r2(x, y, line) == pytest.approx(1 - 0.1 / 0.5, abs=1e-9)
     assert stats.line_weights(x[:4]) @ y[:4] == pytest.approx(0.1)
     assert stats.line_r2(x[:4], y[:4]) == pytest.approx(1)
+
+
+def test_fieller_intervals_cover_the_crossing():
+    """A line through five means of three paired values each, crossing zero at 3."""
+    rng, x, hits, runs = np.random.default_rng(0), np.arange(5) - 2.0, 0, 200
+    for _ in range(runs):
+        y = 1.0 - (x + 2 - 2) / 3 + rng.normal(0, 0.15, (3, 5))
+        left = y - y.mean(0)
+        spread, freedom = float(np.sqrt((left**2).sum() / 10)), 10
+        weights = {"level": np.full(5, 1 / 5), "slope": x / (x @ x)}
+        found = {
+            name: stats.intervals.t_interval(float(w @ y.mean(0)), spread * float(np.sqrt(w @ w)), 3, freedom, "t")
+            for name, w in weights.items()
+        }
+        at, low, high = stats.zero_crossing(found["level"], found["slope"])
+        assert low <= at <= high
+        hits += low <= 3 <= high
+    assert 0.92 <= hits / runs <= 0.98
+
+
+def test_a_slope_that_may_be_zero_crosses_anywhere():
+    level, slope = (stats.intervals.t_interval(value, 1.0, 3, 6, "t") for value in (1.0, -0.1))
+    assert stats.zero_crossing(level, slope) == (pytest.approx(10), -math.inf, math.inf)
+
+
+def test_the_optimum_is_covered():
+    """Six settings of which 0.5 is best; the parabola's minimum at 0.45 is in its interval about as often as it should be."""
+    rng, x, hits = np.random.default_rng(0), [0.0, 0.2, 0.4, 0.5, 0.7, 1.0], 0
+    runs = 25
+    for _ in range(runs):
+        shared = rng.normal(0, 1, 3)
+        values = [{seed: (at - 0.45) ** 2 + shared[seed] + rng.normal(0, 0.05) for seed in range(3)} for at in x]
+        best, parabola = stats.optimum(x, values)
+        assert best.low <= best.value <= best.high
+        hits += parabola is not None and parabola.low <= 0.45 <= parabola.high
+    assert hits / runs >= 0.84
+
+
+def test_an_optimum_needs_three_settings_that_share_a_seed():
+    with pytest.raises(ValueError, match="three settings"):
+        stats.optimum([0, 1], [{0: 1.0}, {0: 2.0}])
+    with pytest.raises(ValueError, match="a seed that all of them have"):
+        stats.optimum([0, 1, 2], [{0: 1.0}, {0: 2.0}, {1: 3.0}])
+    falling, none = stats.optimum([0, 1, 2], [{0: 3.0}, {0: 2.0}, {0: 1.0}])
+    assert (falling.value, falling.bounded, none) == (2.0, False, None)
