@@ -9,9 +9,8 @@ from evals.questions import split
 
 
 def asked(path, loss, **how):
-    return {
-        row.quantity: row for row in split.answers(Results(folder_of(path, split_chain(loss, **how)))) if row.at is None
-    } | {(row.quantity, row.at): row for row in split.answers(Results(path)) if row.at is not None}
+    rows = split.answers(Results(folder_of(path, split_chain(loss, **how))))
+    return {row.quantity if row.at is None else (row.quantity, row.at): row for row in rows}
 
 
 def test_a_minimum_inside_is_found_and_differs_from_both_ends(tmp_path):
