@@ -8,8 +8,8 @@ schedule of its own. Architectures and tokens are those of `runs`, whatever the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy import stats as distributions
@@ -41,7 +41,7 @@ class Gap:
         self.noise = results.noise()
         self.x = np.log10(np.array(self.tokens, float))
 
-    def at(self, weights: Sequence[float]) -> stats.Interval:
+    def at(self, weights: np.ndarray) -> stats.Interval:
         """Weighted sum of the gaps at the budgets."""
         terms = [
             term(sign * weight, here)
@@ -91,8 +91,9 @@ def answers(results: Results) -> list[Answer]:
 def _of(results: Results, arch: str) -> list[Answer]:
     gap = Gap(results, arch)
     k, w = len(gap.x), gap.slope_weights
-    base = {"question": GAP, "arch": arch}
-    nats, tenfold = {"unit": "nats/token"}, {"unit": "nats/token for ten times the tokens"}
+    base: dict[str, Any] = {"question": GAP, "arch": arch}
+    nats: dict[str, Any] = {"unit": "nats/token"}
+    tenfold: dict[str, Any] = {"unit": "nats/token for ten times the tokens"}
     rows = []
     for place, tokens in enumerate(gap.tokens):
         here = [run for side in gap.sides for run in side[place].run]

@@ -8,6 +8,7 @@ the others on the same seeds (Bonferroni).
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 
@@ -42,24 +43,24 @@ def answers(results: Results) -> list[Answer]:
     except (NotTested, ValueError) as missing:
         return [not_tested(SPLIT, ARCH, "best share", str(missing))]
     everything = [run for runs in found.values() for run in runs.run]
-    base = {"question": SPLIT, "arch": ARCH}
+    base: dict[str, Any] = {"question": SPLIT, "arch": ARCH}
     rows, noise, first = [], results.noise(), min(found)
     for share, runs in found.items():
         if share > first:
             change = stats.contrast([term(1, runs), term(-1, found[first])], noise)
             names = [*runs.run, *found[first].run]
             rows.append(told(results, change, names, quantity="loss against the first", at=share, unit="nats/token", **base))
-    whole = {"n": best.n, "runs": " ".join(everything), "scale": results.scale(everything), "unit": "fraction"}
+    whole: dict[str, Any] = {"n": best.n, "runs": " ".join(everything), "scale": results.scale(everything), "unit": "fraction"}
     whole |= {} if best.bounded else {"state": UNDERPOWERED, "reason": "no seed was repeated"}
     rows.append(Answer(quantity="best share", value=best.value, ci_low=best.low, ci_high=best.high, **whole, **base))
     if parabola:
-        ends = {"ci_low": parabola.low, "ci_high": parabola.high}
+        ends: dict[str, Any] = {"ci_low": parabola.low, "ci_high": parabola.high}
         rows.append(Answer(quantity="minimum of a parabola", value=parabola.value, **ends, **whole, **base))
     for share, name in ENDS.items():
         if share in found and share != best.value:
             level = 1 - 0.05 / (len(found) - 1)
             change = stats.contrast([term(1, found[best.value]), term(-1, found[share])], noise, level)
             names = [*found[best.value].run, *found[share].run]
-            given = {"quantity": f"best against {name}", "at": share, "unit": "nats/token", "level": level}
+            given: dict[str, Any] = {"quantity": f"best against {name}", "at": share, "unit": "nats/token", "level": level}
             rows.append(told(results, change, names, **given, **base))
     return rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,11 @@ def answers(results: Results) -> list[Answer]:
             noise = _noise(cells)
             for arch, cell in cells[(cells["size"] == size) & (cells["tokens"] == tokens)].groupby("arch"):
                 change = stats.contrast([stats.Term(1, dict(zip(cell.seed, cell.gain, strict=True)))], noise)
-                given = {"question": WHERE, "arch": str(arch), "quantity": f"{quantity} fifth by {by}", "unit": "nats/token"}
+                given: dict[str, Any] = {
+                    "question": WHERE,
+                    "arch": str(arch),
+                    "quantity": f"{quantity} fifth by {by}",
+                    "unit": "nats/token",
+                }
                 rows.append(told(results, change, [*cell.run, *cell.dense], **given))
     return rows
