@@ -116,7 +116,7 @@ def _why(row: pd.Series | None) -> str:
 def questions(results: Results) -> Iterator:
     """A sentence for each answer, pictures of what it stands on, and every number."""
     if "questions" not in results:
-        yield results.missing("questions")
+        yield from (results.missing(table) for table in ("questions", "where") if table not in results)
         return
     frame = results["questions"]
     for arch in in_order(frame.loc[frame["question"] == "gap", "arch"]):
@@ -135,6 +135,8 @@ def questions(results: Results) -> Iterator:
         yield Picture("questions.csv", words, context, panels, archs, badges)
     if "where" in results:
         yield from _gains(results)
+    else:
+        yield results.missing("where")
     yield _table(results, frame, context, badges)
 
 

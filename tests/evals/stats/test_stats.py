@@ -248,17 +248,25 @@ def test_a_slope_that_may_be_zero_crosses_anywhere():
     assert stats.zero_crossing(level, slope) == (pytest.approx(10), -math.inf, math.inf)
 
 
-def test_the_optimum_is_covered():
-    """Six settings of which 0.5 is best; the parabola's minimum at 0.45 is in its interval about as often as it should be."""
-    rng, x, hits = np.random.default_rng(0), [0.0, 0.2, 0.4, 0.5, 0.7, 1.0], 0
-    runs = 25
-    for _ in range(runs):
-        shared = rng.normal(0, 1, 3)
-        values = [{seed: (at - 0.45) ** 2 + shared[seed] + rng.normal(0, 0.05) for seed in range(3)} for at in x]
-        best, parabola = stats.optimum(x, values)
-        assert best.low <= best.value <= best.high
-        hits += parabola is not None and parabola.low <= 0.45 <= parabola.high
-    assert hits / runs >= 0.84
+def test_the_interval_of_an_optimum_has_the_width_of_the_paired_noise():
+    """Six settings of which 0.5 is best: the parabola's minimum moves as its derivative by each mean says."""
+    rng, x = np.random.default_rng(0), np.array([0.0, 0.2, 0.4, 0.5, 0.7, 1.0])
+    y = (x - 0.45) ** 2 + rng.normal(0, 1, (3, 1)) + rng.normal(0, 0.01, (3, 6))
+    best, parabola = stats.optimum(x, [dict(enumerate(column)) for column in y.T])
+    left = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+
+    def minimum(means):
+        a, b, _ = np.polyfit(x, means, 2)
+        return -b / (2 * a)
+
+    moved = np.array([(minimum(y.mean(0) + step) - minimum(y.mean(0))) / 1e-6 for step in 1e-6 * np.eye(6)])
+    half = 1.96 * np.sqrt((left**2).sum() / 10 / 3 * (moved**2).sum())
+    assert (best.value, best.low <= 0.5 <= best.high, best.n) == (0.5, True, 3)
+    assert parabola.value == pytest.approx(minimum(y.mean(0)))
+    assert (parabola.low, parabola.high) == (
+        pytest.approx(parabola.value - half, abs=0.1 * half),
+        pytest.approx(parabola.value + half, abs=0.1 * half),
+    )
 
 
 def test_an_optimum_needs_three_settings_that_share_a_seed():
