@@ -43,6 +43,7 @@ BORROWED = {
     "ablations": lambda results: "arms" in results and results["arms"]["chain"].isin(["ultramem", "ultramem_v2"]).any(),
     "placebos": lambda results: "arms" in results and (results["arms"]["chain"] == PLACEBOS).any(),
     "diagnosis": lambda results: "diagnosis" in results,
+    "questions": lambda results: "questions" in results and (results["questions"]["state"] != "not tested").any(),
     "speed": lambda results: "speed" in results,
     "tuning": lambda results: "tuning" in results,
     "coordinates": lambda results: "coordinates" in results,

@@ -36,6 +36,8 @@ WRITER = {
     "cost": "the gathering stage writes it",
     "diagnosis": "“python -m evals.claims.diagnosis” writes it",
     "coordinates": "“snakemake coordinates” writes it",
+    "questions": "“snakemake questions” writes it",
+    "where": "“snakemake questions” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 

@@ -18,6 +18,7 @@ from reports.losses import losses
 from reports.matched import matched
 from reports.placebos import placebos
 from reports.provenance import provenance
+from reports.questions import questions
 from reports.scaling import scaling
 from reports.speed import speed
 from reports.summary import summary
@@ -28,6 +29,7 @@ SECTIONS = (
     ("claims", "Claims ledger", claims),
     ("losses", "Loss at matched compute", losses),
     ("scaling", "Loss against cost", scaling),
+    ("questions", "Questions nobody has answered", questions),
     ("placebos", "Placebos", placebos),
     ("ablations", "Ablations", ablations),
     ("diagnosis", "Anomalies settled", diagnosis),

@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "peers": ("evals.growth", ARCHITECTURES),
     "coordinates": ("workflows.coordinates", ARCHITECTURES),
     "diagnosis": ("evals.claims.diagnosis",),
+    "questions": ("evals.questions.ask",),
     "report": ("reports.build",),
 }
 # They check, write and explain; numbers do not depend on them.

@@ -45,6 +45,7 @@ def folder(path: Path, seeds: int = 1) -> Path:
     arms, runs = (pd.DataFrame(tables[name]) for name in ("arms", "runs"))
     tables["diagnosis"] = diagnosis.diagnose(arms, runs, {"diagnosis_softmax": TOPIC})
     tables["coordinates"] = list(coordinates())
+    tables |= {"questions": list(questions()), "where": list(gains())}
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", name, rows)
     synthetic_laws.write(path)
@@ -118,3 +119,35 @@ def coordinates():
                         value = (1 + 0.1 * ARCHS.index(arch)) * (width / 32) ** slope
                         made = {"arch": arch, "width_rule": rule, "d_model": width, "step": step, "where": where}
                         yield row("coordinates", **made, value=value)
+
+
+def questions():
+    """Rows of the table `questions`: UltraMem closes its gap, UltraMemV2's is undecided, half of the parameters are best."""
+    told = {"n": 3, "state": "answered", "runs": "moe8-d64-s0 ultramem-d64-s0"}
+
+    def answer(question, arch, quantity, value, half, **more):
+        given = {"question": question, "arch": arch, "quantity": quantity, "value": value, "unit": "nats/token"}
+        return row("questions", **(told | given | {"ci_low": value - half, "ci_high": value + half} | more))
+
+    for arch, slope, half in (("ultramem", -0.05, 0.01), ("ultramem_v2", -0.02, 0.04)):
+        undecided = {"state": "underpowered", "n_needed": 14} if half > -slope else {}
+        yield from (answer("gap", arch, "gap", 0.1 + slope * place, half, at=1e6 * 4**place) for place in range(3))
+        yield answer("gap", arch, "slope", slope, half, reason="a straight line fits (p = 0.4)", **undecided)
+    yield answer("gap", "ultramem", "crossing", 4e7, 0, ci_low=2e7, ci_high=None, unit="tokens")
+    yield answer("gap", "ultramem_v2", "factor of tokens", 37.0, 0, unit="times", ci_low=None, ci_high=None)
+    yield from (answer("split", "hybrid", "loss against the first", -0.1, 0.02, at=at) for at in (0.5, 1.0))
+    yield answer("split", "hybrid", "best share", 0.5, 0.25, unit="fraction")
+    yield answer("split", "hybrid", "best against experts alone", -0.1, 0.03, at=0.0)
+    yield answer("split", "hybrid", "best against memory alone", -0.01, 0.03, at=1.0, state="underpowered", n_needed=9)
+    for by, change in (("reads", 0.2), ("reads at equal frequency", 0.05), ("frequency", -0.1)):
+        parts = {"first": 0.1, "last": 0.1 + change, "last minus first": change}
+        yield from (answer("where", "ultramem", f"{name} fifth by {by}", value, 0.02) for name, value in parts.items())
+
+
+def gains():
+    """Rows of the table `where`."""
+    for by in ("frequency", "reads", "reads at equal frequency"):
+        for fifth in range(1, 6):
+            given = {"arch": "ultramem", "size": "d64", "d_model": 64, "tokens": 2_000_000, "by": by, "bin": fifth, "n": 3}
+            given |= {"targets": 3000, "gain": 0.04 * fifth, "ci_low": 0.04 * fifth - 0.01, "ci_high": 0.04 * fifth + 0.01}
+            yield row("where", **given, runs="ultramem-d64-s0 dense-d64-s0")

@@ -261,6 +261,22 @@ rule fits:
         " --ranking {output.ranking:q} --equivalents {output.equivalents:q}"
 
 
+# What neither paper answers; the test tokens that runs kept lie in their folders, as their tables do.
+rule questions:
+    input:
+        rules.gather.output,
+    output:
+        answers=f"{RESULTS}/questions.csv",
+        where=f"{RESULTS}/where.csv",
+    log:
+        f"{RESULTS}/logs/questions.log",
+    params:
+        source=source_of("questions"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.questions.ask --results {RESULTS:q} --out {output.answers:q} --where {output.where:q}"
+
+
 # Not part of the default target; the report shows them once they are made.
 TARGET = plan_target(config)
 # What was asked for is not known yet when this file is read, but as words of the command line.

@@ -6,6 +6,7 @@ rule report:
         rules.gather.output,
         rules.claims.output,
         rules.fits.output,
+        rules.questions.output,
         rules.cost.output,
         MEASURED,
     output:

@@ -223,3 +223,56 @@ def test_lines_share_a_slope_and_keep_their_height():
     assert stats.line_r2(x, y, line) == pytest.approx(1 - 0.1 / 0.5, abs=1e-9)
     assert stats.line_weights(x[:4]) @ y[:4] == pytest.approx(0.1)
     assert stats.line_r2(x[:4], y[:4]) == pytest.approx(1)
+
+
+def test_fieller_intervals_cover_the_crossing():
+    """A line through five means of three paired values each, crossing zero at 3."""
+    rng, x, hits, runs = np.random.default_rng(0), np.arange(5) - 2.0, 0, 200
+    for _ in range(runs):
+        y = 1.0 - (x + 2 - 2) / 3 + rng.normal(0, 0.15, (3, 5))
+        left = y - y.mean(0)
+        spread, freedom = float(np.sqrt((left**2).sum() / 10)), 10
+        weights = {"level": np.full(5, 1 / 5), "slope": x / (x @ x)}
+        found = {
+            name: stats.intervals.t_interval(float(w @ y.mean(0)), spread * float(np.sqrt(w @ w)), 3, freedom, "t")
+            for name, w in weights.items()
+        }
+        at, low, high = stats.zero_crossing(found["level"], found["slope"])
+        assert low <= at <= high
+        hits += low <= 3 <= high
+    assert 0.92 <= hits / runs <= 0.98
+
+
+def test_a_slope_that_may_be_zero_crosses_anywhere():
+    level, slope = (stats.intervals.t_interval(value, 1.0, 3, 6, "t") for value in (1.0, -0.1))
+    assert stats.zero_crossing(level, slope) == (pytest.approx(10), -math.inf, math.inf)
+
+
+def test_the_interval_of_an_optimum_has_the_width_of_the_paired_noise():
+    """Six settings of which 0.5 is best: the parabola's minimum moves as its derivative by each mean says."""
+    rng, x = np.random.default_rng(0), np.array([0.0, 0.2, 0.4, 0.5, 0.7, 1.0])
+    y = (x - 0.45) ** 2 + rng.normal(0, 1, (3, 1)) + rng.normal(0, 0.01, (3, 6))
+    best, parabola = stats.optimum(x, [dict(enumerate(column)) for column in y.T])
+    left = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+
+    def minimum(means):
+        a, b, _ = np.polyfit(x, means, 2)
+        return -b / (2 * a)
+
+    moved = np.array([(minimum(y.mean(0) + step) - minimum(y.mean(0))) / 1e-6 for step in 1e-6 * np.eye(6)])
+    half = 1.96 * np.sqrt((left**2).sum() / 10 / 3 * (moved**2).sum())
+    assert (best.value, best.low <= 0.5 <= best.high, best.n) == (0.5, True, 3)
+    assert parabola.value == pytest.approx(minimum(y.mean(0)))
+    assert (parabola.low, parabola.high) == (
+        pytest.approx(parabola.value - half, abs=0.1 * half),
+        pytest.approx(parabola.value + half, abs=0.1 * half),
+    )
+
+
+def test_an_optimum_needs_three_settings_that_share_a_seed():
+    with pytest.raises(ValueError, match="three settings"):
+        stats.optimum([0, 1], [{0: 1.0}, {0: 2.0}])
+    with pytest.raises(ValueError, match="a seed that all of them have"):
+        stats.optimum([0, 1, 2], [{0: 1.0}, {0: 2.0}, {1: 3.0}])
+    falling, none = stats.optimum([0, 1, 2], [{0: 3.0}, {0: 2.0}, {0: 1.0}])
+    assert (falling.value, falling.bounded, none) == (2.0, False, None)
