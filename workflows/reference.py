@@ -108,17 +108,24 @@ def unaccounted(folder: Path = REFERENCE) -> list[str]:
 def copy_runs(results: Path, only: list[str], folder: Path = REFERENCE / "runs") -> list[str]:
     """Copies finished runs of `results`, or only those named, to `folder`; returns which were new there or have new files.
 
-    A run that another config or another source made than the grid's is left out and named on stdout.
+    A run that another config or another source made than the grid's is left out and named on stdout. Losses of single tokens,
+    the largest file of a run, are kept where something is asked of them: of the grid's models and of the token sweep.
 
     Raises:
         UserError: a run that is named cannot be copied.
     """
-    finished = finished_runs(results, read_grid(results))
+    grid = read_grid(results)
+    finished = finished_runs(results, grid)
+    asked = {*grid["grid"], *(arm["run"] for arm in grid["arms"] if arm["chain"] == "scaling_tokens")}
     if refused := sorted(set(only) - set(finished)):
         raise UserError(
             f"{', '.join(refused)}: no finished run of {results} that its grid's config and the present source made"
         )
-    return [run for run in finished if run in (only or finished) and keep(results / "runs" / run, folder)]
+
+    def new(run: str) -> list[str]:
+        return keep(results / "runs" / run, folder, without=() if run in asked else ("tokens.safetensors",))
+
+    return [run for run in finished if run in (only or finished) and new(run)]
 
 
 def up_to_date(results: Path, tables: list[str]) -> None:

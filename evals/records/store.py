@@ -81,8 +81,8 @@ def stored(store: Path) -> list[Stored]:
     return [Stored(path.parent, row_of(path.parent)) for path in sorted(store.glob("*/runs.csv"))]
 
 
-def keep(folder: Path, store: Path) -> list[str]:
-    """Copies the finished run in `folder` into `store`; returns the names of the files that are new there or were changed.
+def keep(folder: Path, store: Path, without: tuple[str, ...] = ()) -> list[str]:
+    """Copies the finished run in `folder`, `without` some files, into `store`; returns the names of those new there or changed.
 
     A run that was trained again takes the place of all that its predecessor left; of the same run, what is there already stays.
     """
@@ -91,7 +91,7 @@ def keep(folder: Path, store: Path) -> list[str]:
     if old.content("runs.csv") not in (None, (folder / "runs.csv").read_bytes()):
         shutil.rmtree(into)
     into.mkdir(parents=True, exist_ok=True)
-    found = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+    found = {name: (folder / name).read_bytes() for name in FILES if name not in without and (folder / name).exists()}
     new = {name: content for name, content in found.items() if old.content(name) != content}
     for name, content in new.items():
         with whole(_path(into, name)) as part:

@@ -134,8 +134,9 @@ def test_only_runs_of_the_grids_config_and_source_are_stored(here, tmp_path, cap
     results, kept, data = here
     grid = json.loads((results / "grid.json").read_text())
     grid["runs"] |= dict.fromkeys(("config", "source", "unfinished"), grid["runs"]["mine"])
+    grid |= {"grid": [], "arms": []}
     (results / "grid.json").write_text(json.dumps(grid))
-    finished(results / "runs/mine", data)
+    (finished(results / "runs/mine", data) / "tokens.safetensors").write_bytes(b"losses")
     finished(results / "runs/config", data, config_sha="c2")
     finished(results / "runs/source", data, source_sha="s2")
     (finished(results / "runs/unfinished", data) / "train.csv").unlink()
@@ -144,6 +145,11 @@ def test_only_runs_of_the_grids_config_and_source_are_stored(here, tmp_path, cap
     assert "left out config: it was trained with config c2" in told
     assert "left out source: it was trained by source s2" in told
     assert [path.name for path in kept.iterdir()] == ["mine"]
+    assert not (kept / "mine/tokens.safetensors").exists()  # nothing is asked of single tokens of a chain's arm
+    grid["grid"] = ["mine"]
+    (results / "grid.json").write_text(json.dumps(grid))
+    assert reference.copy_runs(results, [], kept) == ["mine"]
+    assert (kept / "mine/tokens.safetensors").read_bytes() == b"losses"
     for refused in ("config", "source", "unfinished"):
         with pytest.raises(UserError, match=f"{refused}: no finished run of .* that its grid's config and the present source"):
             reference.copy_runs(results, [refused, "mine"], kept)

@@ -115,8 +115,8 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
         modules.add(words[at + 1])
     assert modules == {
         "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
-        "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "workflows.speed",
-        "evals.peers", "reports.build",
+        "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "evals.laws.fits",
+        "evals.questions.ask", "evals.peers", "reports.build", "workflows.speed",
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
