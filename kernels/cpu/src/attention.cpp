@@ -15,14 +15,14 @@ struct Scores {
     std::unique_ptr<float[]> score;
 
     Scores(i64 T, i64 K)
-        : T(T), K(K), ld(rounded(T)), keys(room<P>(deep<P>(K) * wide<P>(T))), queries(room<P>(QUERIES * deep<P>(K))),
+        : T(T), K(K), ld(rounded(T)), keys(room<P>(Packed<P>{K, T}.size())), queries(room<P>(QUERIES * deep<P>(K))),
           share(room<P>(QUERIES * ld)), score(room<float>(QUERIES * ld)) {}
 
     // scores (rows, n) of queries [first, first + rows), unscaled.
     template <class X>
     void multiply(const X* q, i64 first, i64 rows, const P* turned, float* out) {
         gather(rows, K, [&](i64 i) { return q + (first + i) * K; }, queries.get());
-        gemm(rounded(rows), first + rows, K, queries.get(), deep<P>(K), turned, wide<P>(T), out, ld, false);
+        gemm(made_for<P>(rows), first + rows, K, queries.get(), deep<P>(K), turned, Packed<P>{K, T}, out, ld, false);
     }
 };
 
@@ -32,7 +32,7 @@ void attention(const X* q, const X* k, const X* v, i64 heads, i64 T, i64 K, floa
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Scores<P> block(T, K);
-        const auto values = room<P>(rounded(T) * wide<P>(K));
+        const auto values = room<P>(Packed<P>{T, K}.size());
         const auto sum = room<float>(QUERIES * K);
 #pragma omp for schedule(dynamic)
         for (i64 head = 0; head < heads; ++head) {
@@ -57,7 +57,7 @@ void attention(const X* q, const X* k, const X* v, i64 heads, i64 T, i64 K, floa
                     inverse[i] = 1 / total;
                     lse[head * T + first + i] = scale * largest + std::log(total);
                 }
-                gemm(rounded(rows), K, n, block.share.get(), block.ld, values.get(), wide<P>(K), sum.get(), K, false);
+                gemm(made_for<P>(rows), K, n, block.share.get(), block.ld, values.get(), Packed<P>{T, K}, sum.get(), K, false);
                 for (i64 i = 0; i < rows; ++i)
                     for (i64 j = 0; j < K; ++j) narrow(sum[i * K + j] * inverse[i], out[at + (first + i) * K + j]);
             }
@@ -72,8 +72,8 @@ void attention_backward(const X* q, const X* k, const X* v, const X* out, const 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Scores<P> block(T, K);
-        const auto values = room<P>(deep<P>(K) * wide<P>(T)), key_rows = room<P>(rounded(T) * wide<P>(K));
-        const auto d_score = room<P>(QUERIES * block.ld), turned = room<P>(QUERIES * block.ld), right = room<P>(QUERIES * wide<P>(K));
+        const auto values = room<P>(Packed<P>{K, T}.size()), key_rows = room<P>(Packed<P>{T, K}.size());
+        const auto d_score = room<P>(QUERIES * block.ld), turned = room<P>(QUERIES * block.ld), right = room<P>(Packed<P>{QUERIES, K}.size());
         const auto d_share = room<float>(QUERIES * block.ld), d_query = room<float>(QUERIES * K);
         const std::vector<X> zeros(K);
         std::vector<float> sums(2 * T * K);
@@ -111,12 +111,12 @@ void attention_backward(const X* q, const X* k, const X* v, const X* out, const 
                     std::fill(block.share.get() + i * block.ld, block.share.get() + i * block.ld + n, P(0));
                     std::fill(d_score.get() + i * block.ld, d_score.get() + i * block.ld + n, P(0));
                 }
-                gemm(rounded(rows), K, n, d_score.get(), block.ld, key_rows.get(), wide<P>(K), d_query.get(), K, false);
+                gemm(made_for<P>(rows), K, n, d_score.get(), block.ld, key_rows.get(), Packed<P>{T, K}, d_query.get(), K, false);
                 for (i64 i = 0; i < rows * K; ++i) narrow(d_query[i], dq[at + first * K + i]);
                 const auto add = [&](const P* left, const X* x, float* to) {  // to (n, K) += left (rows, n) transposed . x
                     transpose(rounded(rows), n, left, block.ld, turned.get(), QUERIES);
                     pack<P>(rounded(rows), K, [&](i64 i) { return i < rows ? x + at + (first + i) * K : zeros.data(); }, right.get());
-                    gemm(n, K, rounded(rows), turned.get(), QUERIES, right.get(), wide<P>(K), to, K, true);
+                    gemm(n, K, rounded(rows), turned.get(), QUERIES, right.get(), Packed<P>{rounded(rows), K}, to, K, true);
                 };
                 add(d_score.get(), q, d_key);
                 add(block.share.get(), d_out, d_value);

@@ -5,7 +5,8 @@
 
 namespace {
 
-constexpr i64 BLOCK = 64;  // rows of one expert that go through both products together
+constexpr i64 BLOCK = 96;  // rows of one expert that go through both products together
+constexpr i64 FEW = 12;    // rows of one expert up to which its weights are multiplied where they lie
 constexpr i64 STRIP = 256;  // rows of one expert that its weight gradients take at a time
 
 // Slots (token * k + j) sorted by expert, tokens in order, and where each expert starts.
@@ -23,6 +24,10 @@ struct Sorted {
         return {std::lower_bound(low, high, first) - begin, std::lower_bound(low, high, last) - begin};
     }
 };
+
+// Whether weights (.., U) and (.., D) of type W can be read as a tile of P reads them.
+template <class P, class W>
+constexpr bool whole_vectors(i64 U, i64 D) { return std::is_same_v<P, float> && std::is_same_v<W, float> && U % LANES == 0 && D % LANES == 0; }
 
 // Of a GELU: the normal distribution's share below h.
 inline void normal_below(const float* h, i64 F, float* out) {
@@ -71,7 +76,8 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 first = 0; first < T; first += range) {
         const i64 last = std::min(T, first + range);
-        const auto up_packed = room<P>(deep_d * wide<P>(U)), down_packed = room<P>(deep_f * wide<P>(D));
+        const Packed<P> up_shape{D, U}, down_shape{F, D};
+        const auto up_packed = room<P>(up_shape.size()), down_packed = room<P>(down_shape.size());
         const auto in = room<P>(BLOCK * deep_d), active = room<P>(BLOCK * deep_f);
         const auto inner = room<float>(BLOCK * U), outer = room<float>(BLOCK * D), below = room<float>(F);
         std::fill(active.get(), active.get() + BLOCK * deep_f, P(0));
@@ -79,19 +85,28 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
         for (i64 e = 0; e < E; ++e) {
             const auto [low, high] = sorted.within(e, first * k, last * k);
             if (low == high) continue;
-            pack<P>(D, U, [&](i64 d) { return up + (e * D + d) * U; }, up_packed.get());
-            pack<P>(F, D, [&](i64 f) { return down + (e * F + f) * D; }, down_packed.get());
+            const W *up_rows = up + e * D * U, *down_rows = down + e * F * D;
+            const bool few = high - low <= FEW && whole_vectors<P, W>(U, D);  // packing would take longer than multiplying
+            if (!few) {
+                pack<P>(D, U, [&](i64 d) { return up_rows + d * U; }, up_packed.get());
+                pack<P>(F, D, [&](i64 f) { return down_rows + f * D; }, down_packed.get());
+            }
             for (i64 place = low; place < high; place += BLOCK) {
                 const i64 rows = std::min(BLOCK, high - place);
                 const i64* slot = sorted.slot.data() + place;
                 gather(rows, D, [&](i64 i) { return x + slot[i] / k * D; }, in.get());
-                gemm(rounded(rows), U, D, in.get(), deep_d, up_packed.get(), wide<P>(U), inner.get(), U, false);
+                const auto multiply = [&](i64 N, i64 K, const P* left, const W* right, const P* packed, Packed<P> shape, float* out) {
+                    if constexpr (whole_vectors<P, W>(0, 0))
+                        if (few) return gemm(rows, N, K, left, K, right, N, out, N, false);
+                    gemm(made_for<P>(rows), N, K, left, deep<P>(K), packed, shape, out, N, false);
+                };
+                multiply(U, D, in.get(), up_rows, up_packed.get(), up_shape, inner.get());
                 if (h)
 #pragma omp simd
                     for (i64 i = 0; i < rows * U; ++i) narrow(inner[i], h[place * U + i]);
                 for (i64 i = 0; i < rows; ++i)
                     activate(inner.get() + i * U, F, glu, below.get(), active.get() + i * deep_f);
-                gemm(rounded(rows), D, F, active.get(), deep_f, down_packed.get(), wide<P>(D), outer.get(), D, false);
+                multiply(D, F, active.get(), down_rows, down_packed.get(), down_shape, outer.get());
                 for (i64 i = 0; i < rows; ++i)
                     add_scaled(sum.data() + (slot[i] / k - first) * D, outer.get() + i * D, weight[slot[i]], D);
             }
@@ -112,7 +127,8 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 first = 0; first < T; first += range) {
         const i64 last = std::min(T, first + range);
-        const auto up_turned = room<P>(deep_u * wide<P>(D)), down_turned = room<P>(deep_d * wide<P>(F));
+        const Packed<P> up_shape{U, D}, down_shape{D, F};
+        const auto up_turned = room<P>(up_shape.size()), down_turned = room<P>(down_shape.size());
         const auto out = room<P>(BLOCK * deep_d), d_block = room<P>(BLOCK * deep_u);
         const auto inner = room<float>(U), d_active = room<float>(BLOCK * F), act = room<float>(F), dh = room<float>(U);
         const auto d_in = room<float>(BLOCK * D);
@@ -126,7 +142,7 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
                 const i64 rows = std::min(BLOCK, high - place);
                 const i64* slot = sorted.slot.data() + place;
                 gather(rows, D, [&](i64 i) { return dy + slot[i] / k * D; }, out.get());
-                gemm(rounded(rows), F, D, out.get(), deep_d, down_turned.get(), wide<P>(F), d_active.get(), F, false);
+                gemm(made_for<P>(rows), F, D, out.get(), deep_d, down_turned.get(), down_shape, d_active.get(), F, false);
                 for (i64 i = 0; i < rows; ++i) {
                     const X* from = h + (place + i) * U;
                     const float scale = weight[slot[i]];
@@ -142,7 +158,7 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
                     for (i64 u = U; u < deep_u; ++u) narrow(0, d[u]);
                 }
                 std::memcpy(d_inner.get() + place * deep_u, d_block.get(), rows * deep_u * sizeof(P));
-                gemm(rounded(rows), D, U, d_block.get(), deep_u, up_turned.get(), wide<P>(D), d_in.get(), D, false);
+                gemm(made_for<P>(rows), D, U, d_block.get(), deep_u, up_turned.get(), up_shape, d_in.get(), D, false);
                 for (i64 i = 0; i < rows; ++i)
                     add_scaled(sum.data() + (slot[i] / k - first) * D, d_in.get() + i * D, 1, D);
             }
@@ -154,7 +170,7 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
     {
         const i64 widest = std::max({U, D, F});
         const auto rows_left = room<P>(STRIP * deep<P>(widest)), left = room<P>(STRIP * widest),
-                   right = room<P>(STRIP * wide<P>(widest));
+                   right = room<P>(Packed<P>{STRIP, widest}.size());
         const std::vector<P> zeros(U);
         const std::vector<X> none(D);
         // out (M, N) = sum over rows of left x right, onto what is there if `more`.
@@ -163,7 +179,7 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
             std::fill(rows_left.get() + rows * deep<P>(M), rows_left.get() + rounded(rows) * deep<P>(M), P(0));
             transpose(rounded(rows), M, rows_left.get(), deep<P>(M), left.get(), STRIP);
             pack<P>(rounded(rows), N, right_row, right.get());
-            gemm(M, N, rounded(rows), left.get(), STRIP, right.get(), wide<P>(N), out, N, more);
+            gemm(M, N, rounded(rows), left.get(), STRIP, right.get(), Packed<P>{rounded(rows), N}, out, N, more);
         };
 #pragma omp for schedule(dynamic)
         for (i64 e = 0; e < E; ++e) {

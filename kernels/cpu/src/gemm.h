@@ -25,22 +25,41 @@ constexpr i64 GROUP = sizeof(P) == 2 ? 2 : 1;  // rows of B that lie side by sid
 template <class P>
 inline i64 deep(i64 depth) { return (depth + GROUP<P> - 1) / GROUP<P> * GROUP<P>; }
 
-// Columns that a packed B has room for: whole vectors, where at::vec reads them.
-template <class P>
-inline i64 wide(i64 width) { return GROUP<P> == 1 ? (width + LANES - 1) / LANES * LANES : width; }
+constexpr i64 WIDEST = LANES == 8 ? 2 : 4;  // vectors of a tile's row: AVX2 has sixteen registers
 
-constexpr i64 GRAIN = 16;  // numbers of rows are rounded up to it, since a micro-kernel is made for each
+// B (depth, width) as it is packed. Of bfloat16 the rows follow each other; of float32 those of a panel, as many columns as a
+// tile is wide, so that a tile reads one line after the other (rows a power of two apart would share the same few cache sets).
+template <class P>
+struct Packed {
+    i64 depth, width;
+    i64 panel() const { return std::min(WIDEST * LANES, (width + LANES - 1) / LANES * LANES); }
+    i64 panels() const { return (width + panel() - 1) / panel(); }
+    i64 size() const { return GROUP<P> == 1 ? depth * panels() * panel() : deep<P>(depth) * width; }
+};
+
+constexpr i64 GRAIN = 16;
+constexpr i64 SLICE = 128;  // rows of a panel that all rows of A go through before the next: they stay in L1
 
 inline i64 rounded(i64 rows) { return (rows + GRAIN - 1) / GRAIN * GRAIN; }
+
+// Rows of A: micro-kernels are made for each number of them, so that it is rounded up.
+template <class P>
+inline i64 made_for(i64 rows) { return GROUP<P> == 1 ? rows : rounded(rows); }
 
 // B (depth, width) packed from its rows; `rows(k)` gives row k.
 template <class P, class Rows>
 inline void pack(i64 depth, i64 width, Rows rows, P* out) {
     if constexpr (GROUP<P> == 1) {
+        const Packed<P> shape{depth, width};
+        const i64 panel = shape.panel();
         for (i64 k = 0; k < depth; ++k) {
             const auto* from = rows(k);
+            for (i64 first = 0; first < width; first += panel) {
+                P* to = out + first * depth + k * panel;
+                const i64 count = std::min(panel, width - first);
 #pragma omp simd
-            for (i64 j = 0; j < width; ++j) narrow(widen(from[j]), out[k * wide<P>(width) + j]);
+                for (i64 j = 0; j < count; ++j) narrow(widen(from[first + j]), to[j]);
+            }
         }
     } else {
         for (i64 k = 0; k < depth; k += 2) {
@@ -82,16 +101,19 @@ template <class P, class X>
 inline void pack_transposed(i64 depth, i64 width, const X* x, P* out) {
     const auto rows = room<P>(width * deep<P>(depth));
     gather(width, depth, [&](i64 j) { return x + j * depth; }, rows.get());
-    const i64 words = deep<P>(depth) / GROUP<P>;
-    transpose(width, words, reinterpret_cast<const float*>(rows.get()), words, reinterpret_cast<float*>(out), wide<P>(width));
+    const i64 words = deep<P>(depth) / GROUP<P>, panel = GROUP<P> == 1 ? Packed<P>{depth, width}.panel() : width;
+    for (i64 first = 0; first < width; first += panel)
+        transpose(std::min(panel, width - first), words, reinterpret_cast<const float*>(rows.get()) + first * words, words,
+                  reinterpret_cast<float*>(out) + first * words, panel);
 }
 
-// R x (W vectors) of C; the last vector may have fewer columns.
+// R x (W vectors) of C, on top of what is there if `add`; the last vector may have fewer columns.
 template <int R, int W>
 inline void tile(i64 depth, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc, i64 last, bool add) {
     Vec sum[R][W];
+    const auto count = [&](int j) { return j + 1 < W ? LANES : last; };
     for (int i = 0; i < R; ++i)
-        for (int j = 0; j < W; ++j) sum[i][j] = Vec(0);
+        for (int j = 0; j < W; ++j) sum[i][j] = add ? load(c + i * ldc + j * LANES, count(j)) : Vec(0);
     for (i64 k = 0; k < depth; ++k) {
         Vec right[W];
         for (int j = 0; j < W; ++j) right[j] = load(b + k * ldb + j * LANES);
@@ -101,11 +123,7 @@ inline void tile(i64 depth, const float* a, i64 lda, const float* b, i64 ldb, fl
         }
     }
     for (int i = 0; i < R; ++i)
-        for (int j = 0; j < W; ++j) {
-            const i64 count = j + 1 < W ? LANES : last;
-            float* to = c + i * ldc + j * LANES;
-            store(add ? sum[i][j] + load(to, count) : sum[i][j], to, count);
-        }
+        for (int j = 0; j < W; ++j) store(sum[i][j], c + i * ldc + j * LANES, count(j));
 }
 
 template <int W>
@@ -116,9 +134,9 @@ void columns(i64 M, i64 depth, const float* a, i64 lda, const float* b, i64 ldb,
     if (i < M) tile<1, W>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc, last, add);
 }
 
-// C (M, N) = A (M, K) . B (K, N), added to C where `add` says so. B is packed, with room for ldb columns.
+// C (M, N) = A (M, K) . B (K, N), added to C where `add` says so. B's rows lie ldb apart; N is a multiple of LANES, or its last
+// vector may be read whole.
 inline void gemm(i64 M, i64 N, i64 K, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc, bool add) {
-    constexpr i64 WIDEST = LANES == 8 ? 2 : 4;  // AVX2 has sixteen registers
     for (i64 j = 0; j < N;) {
         const i64 left = (N - j + LANES - 1) / LANES, vectors = std::min(left, WIDEST);
         const i64 last = std::min(LANES, N - j - (vectors - 1) * LANES);
@@ -128,11 +146,20 @@ inline void gemm(i64 M, i64 N, i64 K, const float* a, i64 lda, const float* b, i
         j += vectors * LANES;
     }
 }
+
+// The same with a packed B, of which the first K rows and N columns count.
+inline void gemm(i64 M, i64 N, i64 K, const float* a, i64 lda, const float* b, Packed<float> shape, float* c, i64 ldc, bool add) {
+    const i64 panel = shape.panel();
+    for (i64 first = 0; first < N; first += panel)
+        for (i64 k = 0; k < K; k += SLICE)
+            gemm(M, std::min(panel, N - first), std::min(SLICE, K - k), a + k, lda, b + first * shape.depth + k * panel, panel,
+                 c + first, ldc, add || k);
+}
 inline void gemm_done(const float*) {}
 
 #ifdef UKERNELS
-inline void gemm(i64 M, i64 N, i64 K, const bf16* a, i64 lda, const bf16* b, i64 ldb, float* c, i64 ldc, bool add) {
-    at::native::cpublas::brgemm(M, N, deep<bf16>(K), lda, ldb, ldc, add, a, b, c, true);
+inline void gemm(i64 M, i64 N, i64 K, const bf16* a, i64 lda, const bf16* b, Packed<bf16> shape, float* c, i64 ldc, bool add) {
+    at::native::cpublas::brgemm(M, N, deep<bf16>(K), lda, shape.width, ldc, add, a, b, c, true);
 }
 inline void gemm_done(const bf16*) { at::native::cpublas::brgemm_release(true); }  // a thread's matrix registers
 #endif
