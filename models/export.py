@@ -196,11 +196,12 @@ def export(run: Path, out: Path) -> None:
     shutil.copyfile(data / "tokenizer.json", out / "tokenizer.json")
     tokens = {"bos_token": END, "eos_token": END, "pad_token": END, "padding_side": "left"}
     limit = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["model"]["seq_len"]}
+    limit |= {"model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False}
     generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": False}
     for name, content in (
         ("config.json", config_json(config["model"], end)),
         ("generation_config.json", generation),
-        ("tokenizer_config.json", limit | tokens | {"clean_up_tokenization_spaces": False}),
+        ("tokenizer_config.json", limit | tokens),
     ):
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     (out / "README.md").write_text(text)

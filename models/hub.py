@@ -138,7 +138,7 @@ class SuiteForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
-        **_: Any,
+        **kwargs: Any,  # position_ids and the like: they follow from the mask
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and with `labels` the mean cross-entropy plus, in training, the layers' auxiliary loss.
 

@@ -1,12 +1,12 @@
 """Finished runs of small models, and what exported folders give in a process that knows nothing of this repository."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-import transformers
 import yaml
 from safetensors.torch import load_file
 from scored_models import TEXT
@@ -16,6 +16,8 @@ from evals.records.runs import RunConfig
 from evals.records.tensors import write_tensors
 from workflows.prepare import train_bpe
 
+# The folder that transformers is installed in; finding it imports nothing.
+TRANSFORMERS = str(Path(importlib.util.find_spec("transformers").origin).parents[1])
 ALONE = """
 import importlib.util
 import sys
@@ -73,7 +75,7 @@ def finished(folder: Path, data: Path, model, seed=0):
 def alone(folders: list[Path], work: Path) -> dict[str, torch.Tensor]:
     """Tokens, logits and greedy continuations of exported folders, where nothing of this repository is on the path."""
     env = os.environ | {"HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
-    env["PYTHONPATH"] = str(Path(transformers.__file__).parents[1])
+    env["PYTHONPATH"] = TRANSFORMERS
     command = [sys.executable, "-c", ALONE, work / "found.safetensors", *folders]
     done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -52,10 +52,11 @@ def test_every_task_of_smoke_has_the_same_scores(pair, wheel):
     asked = questions(ours, tasks, wheel, data, bios, smoke.limit)
     rows, found = (scores(lm, asked, bios) for lm in (ours, theirs))
     assert len({row["task"].partition("/")[0] for row in rows}) >= 30
-    assert len({row["value"] for row in rows}) > 100
+    assert len({row["value"] for row in rows}) > 50
     for row, same in zip(rows, found, strict=True):
         for name, value in row.items():
-            assert same[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (row["task"], row["metric"], name)
+            expected = pytest.approx(value, rel=1e-4, abs=1e-4) if isinstance(value, float) else value
+            assert same[name] == expected, (row["task"], row["metric"], name)
 
 
 def test_perplexity_is_the_same(pair):
