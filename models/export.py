@@ -185,6 +185,8 @@ def export(run: Path, out: Path) -> None:
     if trained_on and trained_on != json.loads((data / "meta.json").read_text())["sha256"]["train.bin"]:
         raise ValueError(f"{data} is not what {run} was trained on (sha256 {trained_on[:12]}): prepare that one again")
     end = Tokenizer.from_file(str(data / "tokenizer.json")).token_to_id(END)
+    if end is None:
+        raise ValueError(f"{data / 'tokenizer.json'} has no {END} token: prepare the data of {run} again")
     row: dict[str, str] = {}
     if (run / "runs.csv").is_file():
         with open(run / "runs.csv", newline="") as lines:

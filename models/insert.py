@@ -43,7 +43,7 @@ def renew(memory: nn.Module) -> None:
     """What layers derive from their weights, as `Transformer.refresh`."""
     for module in memory.modules():
         if hasattr(module, "refresh"):
-            module.refresh()
+            module.refresh()  # type: ignore[operator]  # as pyproject.toml says of hasattr
 
 
 def memory_layer(config: MemoryConfig, d_model: int) -> Memory:
@@ -88,7 +88,8 @@ def insert_memory(
             positions, which a cache of the model would not keep.
     """
     layers = decoder_layers(model, ffn)
-    width = d_model if d_model is not None else model.config.hidden_size  # type: ignore[union-attr]  # transformers' config
+    whose: Any = model
+    width = whose.config.hidden_size if d_model is None else d_model
     if config.query_conv > 1 or config.placebo == "scattered":
         raise ValueError(f"query_conv {config.query_conv} looks at earlier positions, which the model's cache does not keep: 1")
     if skips := [f"{i}:{j}" for i, j in config.spans(len(layers)) if i != j]:
