@@ -111,7 +111,7 @@ class SuiteForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedding = value
+        self.model.embedding = value  # type: ignore[assignment]  # whatever the user has
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.model.head
@@ -162,7 +162,7 @@ class SuiteForCausalLM(PreTrainedModel, GenerationMixin):
                 hidden_BTD[:, :-1].flatten(0, 1), self.model.head_weight, labels[:, 1:].flatten().contiguous()
             )
         logits = F.linear(hidden_BTD[:, -logits_to_keep:], self.model.head_weight)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)  # type: ignore[arg-type]  # not a Cache
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
 
     def hidden(self, tokens_BT: Tensor, mask_BS: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
         """As `Transformer.hidden`, rows with other pads apart; hidden states of pads are zeros."""

@@ -111,6 +111,13 @@ def test_batches_padded_on_the_left_and_beams_give_what_each_row_gives_alone(exp
         together = model.generate(batch, attention_mask=mask, **options)[:, 8:]
         for row, prompt in zip(together, (x[:5], x), strict=True):
             assert row.tolist() == model.generate(prompt[None], use_cache=False, **options)[0, len(prompt) :].tolist()
+    with torch.no_grad():
+        left = model(batch, attention_mask=mask).logits[0, 3:]
+        torch.testing.assert_close(left, model(x[None, :5]).logits[0])
+        past = model(batch.flip(0), use_cache=True).past_key_values
+        past.reorder_cache(torch.tensor([1, 0]))
+        step = model(x[:2, None], past_key_values=past, use_cache=True).logits[:, 0]
+        torch.testing.assert_close(step, model(torch.cat((batch, x[:2, None]), 1)).logits[:, -1])
     with pytest.raises(ValueError, match="pad on the left"):
         model.generate(batch.flip(1), attention_mask=mask.flip(1), max_new_tokens=2)
     with torch.no_grad():
