@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import repository
 import synthetic_folder
+from exported_runs import finished, prepared
+from memory_layers import MODELS, model_of
 from official_layers import OTHERS, official
 from repository import ENV, ROOT
 
@@ -91,6 +93,7 @@ PEERS = shlex.quote(str(ROOT / ".cache/peers"))
 SMALL = {
     "models.parity": "",
     "models.count": "",
+    "models.export": "",
     "evals.growth": f"--rows 4096 --experts 16 --rounds 1 --tokens 4 --threads 1 --peers {PEERS}",
     "evals.peers": f"--d-model 16 --tokens 4 --rounds 2 --peers {PEERS}",
     "evals.compare": "",
@@ -125,10 +128,12 @@ def target(words: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a small results folder and a case of the official release."""
+    """A folder to work in, with a small results folder, a finished run and a case of the official release."""
     folder = tmp_path_factory.mktemp("readme")
     synthetic_folder.folder(folder / "results/tiny")
     np.savez(folder / "case.npz", **official(*OTHERS["own table, E=4"]))
+    vocab = prepared(folder / "data").get_vocab_size()
+    finished(folder / "results/tiny/runs/ultramem-d64-s0", folder / "data", model_of(MODELS["ultramem"], vocab_size=vocab))
     return folder
 
 
