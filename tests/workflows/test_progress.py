@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
-from repository import ENV
+from repository import ENV, ROOT
 
 from workflows import forecast, plan
 from workflows.forecast import OTHER, USUAL, Job, usual_seconds, wall_time
@@ -98,6 +99,16 @@ def test_time_left_follows_what_trainers_say_and_what_runs_really_took(progress)
     assert progress.left(210.0) == 190 + 30
 
 
+def test_what_the_trainer_prints_is_understood(progress):
+    """Its line, taken from its source: an edit of one side alone is noticed."""
+    printed = "".join(re.findall(r'^ +f"(.*(?:tok/s  |left))",?$', (ROOT / "workflows/train.py").read_text(), re.M))
+    names = {"self": SimpleNamespace(run=SimpleNamespace(run="r1"), step=3), "steps": 7}
+    said = eval(f'f"{printed}"', names | {"loss": 4.3214, "speed": 12345.6, "left": 125.4})
+    assert said == "r1  step 3/7  loss 4.321  12,346 tok/s  2:05 left"
+    assert progress.counter(said, 10.0)
+    assert progress.remaining(1, 20.0, 1.0) == 115
+
+
 def test_other_lines_are_no_counters(progress):
     for line in ("prepare:   17.6 s  60723 evaluation items", "r1: stopped by SIGTERM; saved at step 3 of 7", ""):
         assert not progress.counter(line, 0.0)
@@ -166,7 +177,7 @@ COMMAND = [sys.executable, "-m", "workflows.start", "--cores", "1", "--keep-goin
 
 
 def eventually(true, what):
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline, what()
         time.sleep(0.1)
@@ -178,7 +189,9 @@ def test_in_a_pipe(toy):
     assert done.returncode == 1
     said = done.stdout.splitlines()
     assert said[0] == "this will take about 16 seconds here: 3 jobs, 2 to take over from results/reference/runs"
-    assert any(re.fullmatch(r"[01] of 3 jobs done, . running(, 1 failed)?, about [\d.]+ (seconds|minutes) left", line) for line in said)
+    assert any(
+        re.fullmatch(r"[01] of 3 jobs done, . running(, 1 failed)?, about [\d.]+ (seconds|minutes) left", line) for line in said
+    )
     assert "good  step 3/7  loss 4.321  1,234 tok/s  2:05 left" in said
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[-4:] == [
