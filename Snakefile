@@ -16,6 +16,7 @@ sys.path.insert(0, workflow.basedir)
 os.environ["PYTHONPATH"] = workflow.basedir
 
 from evals.records.errors import UserError
+from workflows import events
 from workflows.corpus import pins_read
 from workflows.grid import load_grid
 from workflows.presets import plan_target
@@ -53,6 +54,14 @@ if CORES and GRID["gpus"] and "gpu" not in workflow.global_resources:
 # Stages that measure time ask for one `timing` and, beside it, for every core: one at a time, and nothing beside them.
 if "timing" not in workflow.global_resources:
     workflow.global_resources["timing"] = 1
+
+
+# What whoever calls `make` sees of it; nothing where snakemake was started without workflows/start.py.
+events.listen(workflow)
+
+
+onstart:
+    events.forecast(workflow, GRID)
 
 
 rule all:

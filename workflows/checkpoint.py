@@ -1,11 +1,7 @@
-"""Atomic checkpoints that continue bit for bit, and the lock that keeps two trainers out of one run folder."""
+"""Atomic checkpoints that continue bit for bit."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +9,7 @@ from torch import Tensor, nn
 
 from evals.records.errors import UserError
 from evals.records.tensors import read_tensors, write_tensors
-
-
-@contextmanager
-def lock(folder: Path, patience_s: float = 0.0):
-    """Holds `folder` for this process, waiting up to `patience_s` seconds for another to let go.
-
-    Raises:
-        UserError: another process holds it; names that process.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = open(folder / ".lock", "a+")  # noqa: SIM115  held open for as long as the lock
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            handle.seek(0)
-            owner = handle.read().strip() or "unknown"
-            handle.close()
-            raise UserError(f"{folder} is in use by process {owner}; wait for it or stop it (kill {owner})") from None
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
-    try:
-        yield
-    finally:
-        handle.close()
+from workflows.locks import lock as lock  # keeps two trainers out of one run folder
 
 
 def save(path: Path, model: nn.Module, optimizers: Any, reads: dict[str, Tensor], note: dict[str, Any]) -> None:

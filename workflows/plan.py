@@ -8,6 +8,7 @@ written is a prediction.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from evals.records.errors import UserError
 from evals.records.provenance import device_name
 from evals.records.runs import RunConfig, load_run
 from models.match import flops
+from workflows.forecast import spoken
 from workflows.gather import read_grid
 from workflows.presets import load_preset, plan_target
 from workflows.resolve import resolve
@@ -34,13 +36,13 @@ USABLE = 0.9  # of a GPU's memory; the CUDA context and fragmentation take the r
 ACTIVATION_BYTES = 140
 
 
-def step_seconds(run: RunConfig, steps: int = 3) -> float:
-    """Median seconds of a training step on random tokens."""
+def step_seconds(run: RunConfig, steps: int = 3, within: float = math.inf) -> float:
+    """Median seconds of a training step on random tokens, of `steps` or as many as end `within` seconds, at least one."""
     torch.set_num_threads(run.train.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     step, times = our_step(run, device), []
-    for _ in range(steps + 1):
+    while len(times) < 2 or (len(times) <= steps and sum(times) + times[-1] < within):
         tokens = torch.randint(run.model.vocab_size, (run.train.batch_size, run.train.seq_len + 1), device=device)
         start = time.perf_counter()
         step(tokens[:, :-1], tokens[:, 1:]).item()
@@ -115,19 +117,20 @@ def stand_ins(runs: dict[str, RunConfig]) -> dict[str, RunConfig]:
     return chosen
 
 
-def predict(runs: dict[str, RunConfig]) -> list[dict]:
+def predict(runs: dict[str, RunConfig], within: float = math.inf) -> list[dict]:
     """One row a run, by FLOPs from the timed model of its architecture: core-seconds (GPU-seconds on CUDA) and disk.
+
+    Steps are timed for `within` seconds at most, but two of each architecture.
 
     Raises:
         UserError: as `stand_ins`.
     """
     device, timed = device_name("cuda" if torch.cuda.is_available() else "cpu"), {}
     chosen = stand_ins(runs)
-    print(f"calibrating on this machine, {device}; name another as --config gpu=H100 gpus=64", flush=True)
     for arch, run in chosen.items():
-        seconds, tokens = step_seconds(run), run.train.batch_size * run.train.seq_len
+        seconds, tokens = step_seconds(run, within=within / len(chosen)), run.train.batch_size * run.train.seq_len
         timed[arch] = (full_flops(run) * tokens / seconds, run.run)
-        print(f"calibrated on {run.run}: {tokens / seconds:,.0f} tokens/s", flush=True)
+        print(f"timed {run.run}: {tokens / seconds:,.0f} tokens/s", flush=True)
     return [row_of(run, *timed[run.arch], device) for run in runs.values()]
 
 
@@ -153,14 +156,6 @@ def predict_for(runs: dict[str, RunConfig], device: Device) -> list[dict]:
             }
         )
     return rows
-
-
-def spoken(seconds: float) -> str:
-    """A duration in the unit that one would say it in."""
-    for size, unit in ((365 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
 
 
 def tell(what: str, rows: list[dict], workers: int, hours: str) -> None:
@@ -204,6 +199,7 @@ def main() -> None:
             f"({gpu.training_source}); this is of dense models, and sparse layers may reach less"
         )
     else:
+        print("timing this machine; name another as --config gpu=H100 gpus=64", flush=True)
         rows, workers, hours = predict(runs), args.cores, "hours of work"
     schema.write(args.results / "plan.csv", "plan", rows)
     default = set(grid["grid"]) | {arm["run"] for arm in grid["arms"] if arm["chain"] in grid["chains"]}

@@ -1,7 +1,8 @@
 """What `make` calls: snakemake with this project's manners. python -m workflows.start [snakemake arguments]
 
 One start at a time in a folder. A workflow that was killed leaves snakemake's lock behind, which names no owner. It is
-removed when no owner can be alive: our own lock is free, and no snakemake of this machine works in the folder.
+removed when no owner can be alive: our own lock is free, and no snakemake of this machine works in the folder. What is shown
+meanwhile is `workflows.watch`'s.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import psutil
 
 from evals.records import errors
 from evals.records.errors import UserError
-from workflows.checkpoint import lock
 from workflows.grid import environment
+from workflows.locks import lock
+from workflows.watch import watch
+
+STATE = Path(".snakemake/start")
 
 
-def snakemake(*args: str) -> int:
-    return subprocess.call([sys.executable, "-m", "snakemake", *args], env=environment())
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", *args]
 
 
 def running() -> int | None:
@@ -54,7 +58,7 @@ def main() -> int:
     """
     if stray := strays(sys.argv[1:]):
         raise UserError(f"after --config come NAME=VALUE pairs, but {stray[0]!r} is none; write targets before --config")
-    with lock(Path(".snakemake/start")):
+    with lock(STATE):
         if any(Path(".snakemake/locks").glob("*")):
             if owner := running():
                 raise UserError(
@@ -62,8 +66,8 @@ def main() -> int:
                     "then run the same command again"
                 )
             print("removing the lock of a workflow that was killed", file=sys.stderr)
-            snakemake(*sys.argv[1:], "--unlock")
-        return snakemake(*sys.argv[1:])
+            subprocess.call(command(*sys.argv[1:], "--unlock"), env=environment())
+        return watch(command(*sys.argv[1:]), environment(), STATE)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_nothing_to_gather_is_one_sentence(results):
 
 def test_prediction_is_flops_over_the_measured_rate(results, monkeypatch):
     named = {name: runs.load_run(results / "runs" / name) for name in ("dense-xs-s0", "ultramem-xs-s0")}
-    monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
+    monkeypatch.setattr(plan, "step_seconds", lambda run, within: 0.5)
     rows = {r["run"]: r for r in plan.predict(named)}
     for name, run in named.items():
         assert rows[name]["predicted_core_s"] == pytest.approx(run.train.steps * 0.5)
@@ -167,7 +167,7 @@ def test_prediction_is_flops_over_the_measured_rate(results, monkeypatch):
 def test_models_too_large_for_here_are_planned_by_a_stand_in_of_their_kind(results, monkeypatch):
     """Where only the dense ones are small enough, the sparse ones still have a stand-in."""
     named = {name: runs.load_run(results / "runs" / name) for name in ("dense-xs-s0", "pkm-xs-s0")}
-    monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
+    monkeypatch.setattr(plan, "step_seconds", lambda run, within: 0.5)
     monkeypatch.setattr(plan, "LARGEST_CALIBRATION", named["dense-xs-s0"].model.cost().params)
     small = {"small": dataclasses.replace(named["pkm-xs-s0"], run="small")}
     monkeypatch.setattr(plan, "resolve", lambda preset, chains, folder: ({}, small))
@@ -181,7 +181,7 @@ def large(run, d_model=2048):
 
 def test_nothing_far_beyond_what_was_timed_is_predicted_from_it(results, monkeypatch):
     run = runs.load_run(results / "runs" / "dense-xs-s0")
-    monkeypatch.setattr(plan, "step_seconds", lambda run: 0.5)
+    monkeypatch.setattr(plan, "step_seconds", lambda run, within: 0.5)
     monkeypatch.setattr(plan, "LARGEST_CALIBRATION", run.model.cost().params)
     with pytest.raises(UserError, match=r"large does [\d,]+ times the work .* name the GPUs .* gpu=H100 gpus=64 \(known: A100"):
         plan.predict({"small": run, "large": large(run)})
