@@ -27,7 +27,7 @@ env: .venv/.installed
 	touch $@
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 smoke:
 	$(MAKE) all PRESET=smoke
