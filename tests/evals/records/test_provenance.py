@@ -180,8 +180,8 @@ OUTSIDE = {
     *("evals/compare.py", "evals/agreement/equivalence.py", "evals/agreement/findings.py", "evals/agreement/told.py"),
     *("evals/agreement/rerun.py", "evals/records/schema/__main__.py", "kernels/aot.py", "models/count.py", "models/parity.py"),
     *("models/export.py", "models/hub.py", "models/insert.py", "reports/poster.py"),
-    *("workflows/events.py", "workflows/forecast.py", "workflows/locks.py", "workflows/watch.py"),
-    *("workflows/adopt.py", "workflows/checkpoint.py", "workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
+    *("workflows/events.py", "workflows/locks.py", "workflows/watch.py"),
+    *("workflows/checkpoint.py", "workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
 }
 
 
