@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from math import log2
 
 
 def _syllables(onsets: str, middles: str, codas: str, n: int) -> list[str]:
@@ -62,11 +61,6 @@ class BioS:
     name = "bios"
     axis = "attribute"
     levels = tuple(ATTRIBUTES)
-
-    @property
-    def bits_per_person(self) -> float:
-        """Entropy of one person's attributes."""
-        return sum(log2(n) for n, _ in ATTRIBUTES.values())
 
     def person(self, i: int) -> tuple[str, dict[str, str]]:
         """Name and attributes of person i; no two share a name."""
