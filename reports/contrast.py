@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from evals import stats
+from evals.stats.pairs import apart
 from reports.page import Results
 
 
@@ -29,10 +30,8 @@ def contrast(results: Results, left: pd.DataFrame, right: pd.DataFrame) -> stats
     one, other = by_seed(left), by_seed(right)
     if not one or not other:
         return None
-    found, noise = stats.difference(one, other), seed_noise(results)
-    if found.bounded or noise is None:
-        return found
-    return stats.contrast([stats.Term(1, one, "size"), stats.Term(-1, other, "size")], noise)
+    found = stats.difference(one, other)
+    return found if found.bounded else apart(one, other, seed_noise(results))
 
 
 def runs_of(results: Results, names: Iterable[str]) -> pd.DataFrame:

@@ -84,9 +84,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
             continue
         at = preset.chain_sizes.get(name, size)
         own_rates = preset.step_rates.get(name, {})
-        strict.check_keys(
-            own_rates, dict.fromkeys(s.id for s in (chain.base, *chain.steps)), f"{preset.name}: step_rates.{name}"
-        )
+        strict.check_keys(own_rates, [row.id for row in (chain.base, *chain.steps)], f"{preset.name}: step_rates.{name}")
         for order, (step, deltas) in enumerate(chain_arms(chain)):
             where = f"ablations.yaml: {name}"
             try:

@@ -13,6 +13,8 @@ SHAPES = [  # T, k, E, D, F
     (70, 3, 5, 33, 19),
     (300, 2, 2, 16, 64),  # several blocks of rows and strips of a weight's gradient
     (9, 8, 40, 64, 23),  # experts without a token
+    (12, 2, 8, 160, 144),  # few rows, multiplied where whole vectors of weights lie
+    (60, 2, 2, 160, 144),  # several panels of packed weights, the last one partly filled, and slices of them
 ]
 
 

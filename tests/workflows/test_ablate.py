@@ -90,6 +90,14 @@ def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
     trained = [(found[row["run"]].train.lr, found[row["run"]].seed) for row in plan["arms"]]
     assert trained == [(row["lr"], seed) for row, seed in zip(plan["arms"], (0, 1, 0, 1), strict=True)]
     assert [lr for lr, _ in trained] == [0.001, 0.001, 0.006, 0.006]
+    of_its_own, _ = resolve.resolve(replace(preset, step_rates={"c": {"base": (0.002,)}}), chains, tmp_path)
+    assert [row["lr"] for row in of_its_own["arms"]] == [0.002, 0.002]
+    for wrong, said in (
+        ({"d": {}}, "step_rates: unknown key 'd'"),
+        ({"c": {"bas": (0.1,)}}, "step_rates.c: unknown key 'bas'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resolve.resolve(replace(preset, step_rates=wrong), chains, tmp_path)
 
 
 def test_main_chains_begin_and_end_at_the_grids_models():

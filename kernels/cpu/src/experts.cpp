@@ -76,8 +76,7 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 first = 0; first < T; first += range) {
         const i64 last = std::min(T, first + range);
-        const Packed<P> up_shape{D, U}, down_shape{F, D};
-        const auto up_packed = room<P>(up_shape.size()), down_packed = room<P>(down_shape.size());
+        const auto up_packed = room<P>(Packed<P>{D, U}.size()), down_packed = room<P>(Packed<P>{F, D}.size());
         const auto in = room<P>(BLOCK * deep_d), active = room<P>(BLOCK * deep_f);
         const auto inner = room<float>(BLOCK * U), outer = room<float>(BLOCK * D), below = room<float>(F);
         std::fill(active.get(), active.get() + BLOCK * deep_f, P(0));
@@ -91,22 +90,22 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
                 pack<P>(D, U, [&](i64 d) { return up_rows + d * U; }, up_packed.get());
                 pack<P>(F, D, [&](i64 f) { return down_rows + f * D; }, down_packed.get());
             }
+            const auto multiply = [&](i64 rows, i64 N, i64 K, const P* left, const W* right, const P* packed, float* out) {
+                if constexpr (whole_vectors<P, W>(0, 0))
+                    if (few) return gemm(rows, N, K, left, K, right, N, out, N, false);
+                gemm(made_for<P>(rows), N, K, left, deep<P>(K), packed, Packed<P>{K, N}, out, N, false);
+            };
             for (i64 place = low; place < high; place += BLOCK) {
                 const i64 rows = std::min(BLOCK, high - place);
                 const i64* slot = sorted.slot.data() + place;
                 gather(rows, D, [&](i64 i) { return x + slot[i] / k * D; }, in.get());
-                const auto multiply = [&](i64 N, i64 K, const P* left, const W* right, const P* packed, Packed<P> shape, float* out) {
-                    if constexpr (whole_vectors<P, W>(0, 0))
-                        if (few) return gemm(rows, N, K, left, K, right, N, out, N, false);
-                    gemm(made_for<P>(rows), N, K, left, deep<P>(K), packed, shape, out, N, false);
-                };
-                multiply(U, D, in.get(), up_rows, up_packed.get(), up_shape, inner.get());
+                multiply(rows, U, D, in.get(), up_rows, up_packed.get(), inner.get());
                 if (h)
 #pragma omp simd
                     for (i64 i = 0; i < rows * U; ++i) narrow(inner[i], h[place * U + i]);
                 for (i64 i = 0; i < rows; ++i)
                     activate(inner.get() + i * U, F, glu, below.get(), active.get() + i * deep_f);
-                multiply(D, F, active.get(), down_rows, down_packed.get(), down_shape, outer.get());
+                multiply(rows, D, F, active.get(), down_rows, down_packed.get(), outer.get());
                 for (i64 i = 0; i < rows; ++i)
                     add_scaled(sum.data() + (slot[i] / k - first) * D, outer.get() + i * D, weight[slot[i]], D);
             }
@@ -205,7 +204,7 @@ extern "C" {
 
 #define EXPERTS(P, X, W, suffix)                                                                                            \
     void experts_##suffix(const X* x, const W* up, const W* down, const i64* expert, const float* weight, i64 T, i64 k,     \
-                          i64 E, i64 D, i64 F, i64 glu, X* y, X* h, int threads) {                              \
+                          i64 E, i64 D, i64 F, i64 glu, X* y, X* h, int threads) {                                          \
         experts<P>(x, up, down, expert, weight, T, k, E, D, F, glu, y, h, threads);                                         \
     }
 EXPERTS(float, float, float, f32_f32)
