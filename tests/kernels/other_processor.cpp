@@ -19,6 +19,18 @@
     X(swiglu_f32) X(swiglu_bf16) X(swiglu_backward_f32) X(swiglu_backward_bf16) X(heads_f32) X(heads_bf16)                  \
     X(heads_backward_f32) X(heads_backward_bf16) X(linear_f32) X(linear_bf16) X(scores_bf16)
 
+// Stands for torch's BLAS, which the emulated program has not; operands are column by column.
+extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k, const float*, const float* a,
+                       const int* lda, const float* b, const int* ldb, const float* beta, float* c, const int* ldc) {
+    for (int j = 0; j < *n; ++j)
+        for (int i = 0; i < *m; ++i) {
+            float sum = *beta ? c[i + j * *ldc] : 0;
+            for (int l = 0; l < *k; ++l)
+                sum += (*transa == 'T' ? a[l + i * *lda] : a[i + l * *lda]) * (*transb == 'T' ? b[j + l * *ldb] : b[l + j * *ldb]);
+            c[i + j * *ldc] = sum;
+        }
+}
+
 static i64 number(FILE* file) {
     i64 x = 0;
     if (fread(&x, 8, 1, file) != 1) x = -1;

@@ -5,9 +5,12 @@
 
 namespace {
 
-constexpr i64 BLOCK = 96;  // rows of one expert that go through both products together
+template <class P>
+constexpr i64 BLOCK = GROUP<P> == 1 ? 512 : 96;  // rows of one expert that go through both products together
 constexpr i64 FEW = 12;    // rows of one expert up to which its weights are multiplied where they lie
-constexpr i64 STRIP = 256;  // rows of one expert that its weight gradients take at a time
+constexpr i64 DEPTH = 16;  // rows of these that are read side by side, each from its start to its end
+template <class P>
+constexpr i64 STRIP = GROUP<P> == 1 ? 512 : 256;  // rows of one expert that its weight gradients take at a time
 
 // Slots (token * k + j) sorted by expert, tokens in order, and where each expert starts.
 struct Sorted {
@@ -77,35 +80,37 @@ void experts(const X* x, const W* up, const W* down, const i64* expert, const fl
     for (i64 first = 0; first < T; first += range) {
         const i64 last = std::min(T, first + range);
         const auto up_packed = room<P>(Packed<P>{D, U}.size()), down_packed = room<P>(Packed<P>{F, D}.size());
-        const auto in = room<P>(BLOCK * deep_d), active = room<P>(BLOCK * deep_f);
-        const auto inner = room<float>(BLOCK * U), outer = room<float>(BLOCK * D), below = room<float>(F);
-        std::fill(active.get(), active.get() + BLOCK * deep_f, P(0));
+        const auto in = room<P>(BLOCK<P> * deep_d), active = room<P>(BLOCK<P> * deep_f);
+        const auto inner = room<float>(BLOCK<P> * U), outer = room<float>(BLOCK<P> * D), below = room<float>(F);
+        std::fill(active.get(), active.get() + BLOCK<P> * deep_f, P(0));
         std::vector<float> sum((last - first) * D);
         for (i64 e = 0; e < E; ++e) {
             const auto [low, high] = sorted.within(e, first * k, last * k);
             if (low == high) continue;
             const W *up_rows = up + e * D * U, *down_rows = down + e * F * D;
-            const bool few = high - low <= FEW && whole_vectors<P, W>(U, D);  // packing would take longer than multiplying
-            if (!few) {
-                pack<P>(D, U, [&](i64 d) { return up_rows + d * U; }, up_packed.get());
-                pack<P>(F, D, [&](i64 f) { return down_rows + f * D; }, down_packed.get());
-            }
-            const auto multiply = [&](i64 rows, i64 N, i64 K, const P* left, const W* right, const P* packed, float* out) {
+            const bool few = high - low <= FEW && whole_vectors<P, W>(U, D);
+            const auto up_right = few ? Right<P>() : right<P>(D, U, up_rows, up_packed.get());
+            const auto down_right = few ? Right<P>() : right<P>(F, D, down_rows, down_packed.get());
+            const auto multiply = [&](i64 rows, i64 N, i64 K, const P* left, const W* where, const Right<P>& right, float* out) {
                 if constexpr (whole_vectors<P, W>(0, 0))
-                    if (few) return gemm(rows, N, K, left, K, right, N, out, N, false);
-                gemm(made_for<P>(rows), N, K, left, deep<P>(K), packed, Packed<P>{K, N}, out, N, false);
+                    if (few) {
+                        for (i64 k = 0; k < K; k += DEPTH)
+                            gemm(rows, N, std::min(DEPTH, K - k), left + k, K, where + k * N, N, out, N, k > 0);
+                        return;
+                    }
+                product(made_for<P>(rows), N, K, left, deep<P>(K), right, out, N);
             };
-            for (i64 place = low; place < high; place += BLOCK) {
-                const i64 rows = std::min(BLOCK, high - place);
+            for (i64 place = low; place < high; place += BLOCK<P>) {
+                const i64 rows = std::min(BLOCK<P>, high - place);
                 const i64* slot = sorted.slot.data() + place;
                 gather(rows, D, [&](i64 i) { return x + slot[i] / k * D; }, in.get());
-                multiply(rows, U, D, in.get(), up_rows, up_packed.get(), inner.get());
+                multiply(rows, U, D, in.get(), up_rows, up_right, inner.get());
                 if (h)
 #pragma omp simd
                     for (i64 i = 0; i < rows * U; ++i) narrow(inner[i], h[place * U + i]);
                 for (i64 i = 0; i < rows; ++i)
                     activate(inner.get() + i * U, F, glu, below.get(), active.get() + i * deep_f);
-                multiply(rows, D, F, active.get(), down_rows, down_packed.get(), outer.get());
+                multiply(rows, D, F, active.get(), down_rows, down_right, outer.get());
                 for (i64 i = 0; i < rows; ++i)
                     add_scaled(sum.data() + (slot[i] / k - first) * D, outer.get() + i * D, weight[slot[i]], D);
             }
@@ -126,22 +131,21 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 first = 0; first < T; first += range) {
         const i64 last = std::min(T, first + range);
-        const Packed<P> up_shape{U, D}, down_shape{D, F};
-        const auto up_turned = room<P>(up_shape.size()), down_turned = room<P>(down_shape.size());
-        const auto out = room<P>(BLOCK * deep_d), d_block = room<P>(BLOCK * deep_u);
-        const auto inner = room<float>(U), d_active = room<float>(BLOCK * F), act = room<float>(F), dh = room<float>(U);
-        const auto d_in = room<float>(BLOCK * D);
+        const auto up_packed = room<P>(Packed<P>{U, D}.size()), down_packed = room<P>(Packed<P>{D, F}.size());
+        const auto out = room<P>(BLOCK<P> * deep_d), d_block = room<P>(BLOCK<P> * deep_u);
+        const auto inner = room<float>(U), d_active = room<float>(BLOCK<P> * F), act = room<float>(F), dh = room<float>(U);
+        const auto d_in = room<float>(BLOCK<P> * D);
         std::vector<float> sum((last - first) * D);
         for (i64 e = 0; e < E; ++e) {
             const auto [low, high] = sorted.within(e, first * k, last * k);
             if (low == high) continue;
-            pack_transposed<P>(U, D, up + e * D * U, up_turned.get());
-            pack_transposed<P>(D, F, down + e * F * D, down_turned.get());
-            for (i64 place = low; place < high; place += BLOCK) {
-                const i64 rows = std::min(BLOCK, high - place);
+            const auto up_turned = right_turned<P>(U, D, up + e * D * U, up_packed.get());
+            const auto down_turned = right_turned<P>(D, F, down + e * F * D, down_packed.get());
+            for (i64 place = low; place < high; place += BLOCK<P>) {
+                const i64 rows = std::min(BLOCK<P>, high - place);
                 const i64* slot = sorted.slot.data() + place;
                 gather(rows, D, [&](i64 i) { return dy + slot[i] / k * D; }, out.get());
-                gemm(made_for<P>(rows), F, D, out.get(), deep_d, down_turned.get(), down_shape, d_active.get(), F, false);
+                product(made_for<P>(rows), F, D, out.get(), deep_d, down_turned, d_active.get(), F);
                 for (i64 i = 0; i < rows; ++i) {
                     const X* from = h + (place + i) * U;
                     const float scale = weight[slot[i]];
@@ -157,7 +161,7 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
                     for (i64 u = U; u < deep_u; ++u) narrow(0, d[u]);
                 }
                 std::memcpy(d_inner.get() + place * deep_u, d_block.get(), rows * deep_u * sizeof(P));
-                gemm(made_for<P>(rows), D, U, d_block.get(), deep_u, up_turned.get(), up_shape, d_in.get(), D, false);
+                product(made_for<P>(rows), D, U, d_block.get(), deep_u, up_turned, d_in.get(), D);
                 for (i64 i = 0; i < rows; ++i)
                     add_scaled(sum.data() + (slot[i] / k - first) * D, d_in.get() + i * D, 1, D);
             }
@@ -168,25 +172,29 @@ void experts_backward(const X* x, const float* up, const float* down, const i64*
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const i64 widest = std::max({U, D, F});
-        const auto rows_left = room<P>(STRIP * deep<P>(widest)), left = room<P>(STRIP * widest),
-                   right = room<P>(Packed<P>{STRIP, widest}.size());
+        const auto rows_left = room<P>(STRIP<P> * deep<P>(widest)), left = room<P>(STRIP<P> * widest),
+                   right = room<P>(Packed<P>{STRIP<P>, widest}.size());
         const std::vector<P> zeros(U);
         const std::vector<X> none(D);
         // out (M, N) = sum over rows of left x right, onto what is there if `more`.
         const auto add = [&](i64 M, i64 N, i64 rows, auto left_row, auto right_row, float* out, bool more) {
             gather(rows, M, left_row, rows_left.get());
+            if constexpr (GROUP<P> == 1) {
+                gather(rows, N, right_row, right.get());
+                return product_turned(M, N, rows, rows_left.get(), right.get(), out, more);
+            }
             std::fill(rows_left.get() + rows * deep<P>(M), rows_left.get() + rounded(rows) * deep<P>(M), P(0));
-            transpose(rounded(rows), M, rows_left.get(), deep<P>(M), left.get(), STRIP);
+            transpose(rounded(rows), M, rows_left.get(), deep<P>(M), left.get(), STRIP<P>);
             pack<P>(rounded(rows), N, right_row, right.get());
-            gemm(M, N, rounded(rows), left.get(), STRIP, right.get(), Packed<P>{rounded(rows), N}, out, N, more);
+            gemm(M, N, rounded(rows), left.get(), STRIP<P>, right.get(), Packed<P>{rounded(rows), N}, out, N, more);
         };
 #pragma omp for schedule(dynamic)
         for (i64 e = 0; e < E; ++e) {
             float *to_up = d_up + e * D * U, *to_down = d_down + e * F * D;
             const i64 begin = sorted.start[e], end = sorted.start[e + 1];
             if (begin == end) std::fill(to_up, to_up + D * U, 0.0f), std::fill(to_down, to_down + F * D, 0.0f);
-            for (i64 place = begin; place < end; place += STRIP) {
-                const i64 rows = std::min(STRIP, end - place);
+            for (i64 place = begin; place < end; place += STRIP<P>) {
+                const i64 rows = std::min(STRIP<P>, end - place);
                 const i64* slot = sorted.slot.data() + place;
                 add(D, U, rows, [&](i64 i) { return x + slot[i] / k * D; },
                     [&](i64 i) { return i < rows ? d_inner.get() + (place + i) * deep_u : zeros.data(); }, to_up, place > begin);

@@ -1,5 +1,6 @@
-// C = A . B of one tile: at::vec for float32, oneDNN's batch-reduce micro-kernels, which ship in libtorch, for bfloat16. Where
-// the processor has none of these (UKERNELS is not defined), bfloat16 is widened as it is packed.
+// C = A . B: of one tile by at::vec for float32, and by oneDNN's batch-reduce micro-kernels, which ship in libtorch, for bfloat16
+// (where the processor has none of these, UKERNELS is not defined and bfloat16 is widened as it is packed); of whole matrices of
+// float32 by libtorch's BLAS.
 //
 // The right operand of bfloat16 lies in pairs along the summed dimension (VNNI): element [k, j] at [k / 2, j, k % 2], an odd
 // depth filled up with a row of zeros.
@@ -163,5 +164,59 @@ inline void gemm(i64 M, i64 N, i64 K, const bf16* a, i64 lda, const bf16* b, Pac
 }
 inline void gemm_done(const bf16*) { at::native::cpublas::brgemm_release(true); }  // a thread's matrix registers
 #endif
+
+// B (depth, width) of `product`: packed where micro-kernels read it, as it lies where the BLAS does; `turned`: its transpose lies.
+template <class P>
+struct Right {
+    const P* at = nullptr;
+    i64 depth = 0, width = 0;
+    bool turned = false;
+};
+
+template <class P, class X>
+inline Right<P> right(i64 depth, i64 width, const X* x, P* packed) {
+    if constexpr (std::is_same_v<P, X>) return {x, depth, width};
+    if constexpr (GROUP<P> == 1)
+        gather(depth, width, [&](i64 k) { return x + k * width; }, packed);
+    else
+        pack<P>(depth, width, [&](i64 k) { return x + k * width; }, packed);
+    return {packed, depth, width};
+}
+
+// B = transpose of x (width, depth).
+template <class P, class X>
+inline Right<P> right_turned(i64 depth, i64 width, const X* x, P* packed) {
+    if constexpr (std::is_same_v<P, X>) return {x, depth, width, true};
+    pack_transposed<P>(depth, width, x, packed);
+    return {packed, depth, width};
+}
+
+// torch's own BLAS, which libtorch carries.
+extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k, const float* alpha,
+                       const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c,
+                       const int* ldc);
+
+inline void blas(bool turn_a, bool turn_b, i64 M, i64 N, i64 K, const float* a, i64 lda, const float* b, i64 ldb, float* c, i64 ldc,
+                 bool add) {
+    const int m = int(M), n = int(N), k = int(K), la = int(lda), lb = int(ldb), lc = int(ldc);
+    const float one = 1, beta = add ? 1.0f : 0.0f;
+    sgemm_(turn_b ? "T" : "N", turn_a ? "T" : "N", &n, &m, &k, &one, b, &lb, a, &la, &beta, c, &lc);  // columns first
+}
+
+// C (M, N) = A (M, K) . B
+inline void product(i64 M, i64 N, i64 K, const float* a, i64 lda, Right<float> b, float* c, i64 ldc) {
+    blas(false, b.turned, M, N, K, a, lda, b.at, b.turned ? b.depth : b.width, c, ldc, false);
+}
+#ifdef UKERNELS
+inline void product(i64 M, i64 N, i64 K, const bf16* a, i64 lda, Right<bf16> b, float* c, i64 ldc) {
+    gemm(M, N, K, a, lda, b.at, Packed<bf16>{b.depth, b.width}, c, ldc, false);
+}
+#endif
+
+// C (M, N) = A (K, M) transposed . B (K, N)
+template <class P>
+inline void product_turned(i64 M, i64 N, i64 K, const P* a, const P* b, float* c, bool add) {
+    if constexpr (GROUP<P> == 1) blas(true, false, M, N, K, a, M, b, N, c, N, add);
+}
 
 }  // namespace
