@@ -30,8 +30,7 @@ from workflows.matched import match_size, recipe
 from workflows.optim import Optimizers, clip_gradients
 from workflows.presets import Size, load_preset
 
-WIDTHS = (64, 128, 256, 512)
-SLOW = 512  # from this width on there are fewer rounds, and no fp32
+WIDTHS = (64, 128, 256)
 WARM_UP = 2  # rounds that are not counted, of which the first compiles
 EAGER, COMPILED = "plain GPT", "plain GPT, compiled"
 
@@ -145,10 +144,9 @@ def measure(d_model: int, threads: int, batch_size: int, seq_len: int, rounds: i
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    slow = d_model >= SLOW
-    steps = implementations(d_model, batch_size, ("bf16",) if slow or threads > 1 else ("bf16", "fp32"))
+    steps = implementations(d_model, batch_size, ("bf16", "fp32") if threads == 1 else ("bf16",))
     times: dict[tuple, list[float]] = {key: [] for key in steps}
-    for round_ in range((rounds + 1) // 2 + WARM_UP if slow else rounds + WARM_UP):
+    for round_ in range(rounds + WARM_UP):
         tokens = torch.randint(4096, (batch_size, seq_len + 1))
         for key, one_step in steps.items():
             keep_memory(key[0] == "ours")  # the trainer does, a plain script does not
@@ -192,12 +190,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=(1, 2), help="threads to time with (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step (default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens of a sequence (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, half of them on more threads (default: %(default)s)")
     args = parser.parse_args()
     rows, parts, shape = [], [], (args.batch_size, args.seq_len)
     for d_model in args.d_model:
         for threads in args.threads:
-            rows += measure(d_model, threads, *shape, args.rounds, device_name("cpu"))
+            rounds = args.rounds if threads == 1 else (args.rounds + 1) // 2
+            rows += measure(d_model, threads, *shape, rounds, device_name("cpu"))
             schema.write(args.out, "speed", rows)
         if args.parts:
             parts += step.parts(bench_runs(d_model, args.batch_size, "bf16"), *shape, device_name("cpu"))
