@@ -190,7 +190,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=(1, 2), help="threads to time with (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step (default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens of a sequence (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, half of them on more threads (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="interleaved rounds, half of them on more threads (default: %(default)s)"
+    )
     args = parser.parse_args()
     rows, parts, shape = [], [], (args.batch_size, args.seq_len)
     for d_model in args.d_model:
