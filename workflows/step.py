@@ -5,8 +5,9 @@ attention with its norm; the feed-forward slot with its norm, and in a mixture o
 it the scores of keys, the selection and the reading of values; the head with the loss; the optimizer with the clipping of
 gradients. "rest" is what a whole step takes beyond them: embedding, residual stream, averages of noise.
 
-`product_ms` is the time of the part's linear maps alone: `torch.mm` of the same shapes, forward and both gradients. The
-share of it in the part's time is how near the part is to what this machine can do.
+`product_ms` is the time of the part's matrix products alone: `torch.mm` of the same shapes, forward and both gradients, in
+bfloat16 or, where the processor is faster at that, in float32; attention's scores and sums are left out. The share of it in
+the part's time is how near the part is to what this machine can do.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 import kernels
 from evals.records.runs import RunConfig
 from kernels.allocator import keep_memory
+from kernels.cpu.build import multiplies_bf16
 from models.moe import MoE
 from workflows.optim import Optimizers, clip_gradients
 
@@ -52,11 +54,11 @@ def both_ways(function: Callable[..., Any], *inputs: Tensor) -> Callable[[], Non
     return run
 
 
-def products(rows: int, linears: list[tuple[int, int]]) -> float:
-    """Milliseconds of the bf16 products of linear maps (in, out) over so many rows: forward and both gradients."""
-    total = 0.0
+def products(rows: int, linears: list[tuple[int, int]], precision: str = "bf16") -> float:
+    """Milliseconds of the products of linear maps (in, out) over so many rows: forward and both gradients."""
+    dtype, total = torch.bfloat16 if precision == "bf16" and multiplies_bf16() else torch.float32, 0.0
     for d_in, d_out in linears:
-        x, w, dy = (torch.randn(shape).bfloat16() for shape in ((rows, d_in), (d_out, d_in), (rows, d_out)))
+        x, w, dy = (torch.randn(shape, dtype=dtype) for shape in ((rows, d_in), (d_out, d_in), (rows, d_out)))
         total += timed(lambda x=x, w=w: x @ w.T) + timed(lambda w=w, dy=dy: dy @ w) + timed(lambda x=x, dy=dy: dy.T @ x)
     return total
 
@@ -79,7 +81,9 @@ def model_parts(run: RunConfig, batch_size: int, seq_len: int) -> Iterator[tuple
     if isinstance(first.ffn, MoE):
         routing = timed(both_ways(lambda z: first.ffn.route(z)[:2], z_BTD.flatten(0, 1)))
         yield "routing", n * routing, n * products(rows, linear_maps(first.ffn.router))
-        yield "experts", n * (timed(ffn) - routing), None
+        E, F, D = first.ffn.down_EFD.shape
+        each = products(rows * first.ffn.cfg.top_k // E, [(D, first.ffn.up_EDF.shape[2]), (F, D)])
+        yield "experts", n * (timed(ffn) - routing), n * E * each
     else:
         yield "feed-forward", n * timed(ffn), n * products(rows, linear_maps(first.ffn))
     if len(model.memories):
@@ -88,7 +92,9 @@ def model_parts(run: RunConfig, batch_size: int, seq_len: int) -> Iterator[tuple
         whole = timed(both_ways(lambda z: memory(z)[0], z_BTD))
         scoring = timed(both_ways(memory.scores, z_BTD))
         selecting = timed(both_ways(lambda a, b: memory.select(a, b)[0], row_THnr, col_THnr))
-        yield "memory: scores", places * scoring, places * products(rows, linear_maps(memory.query))
+        _, H, r, keys, width = memory.scored_keys().shape
+        scored = products(rows, linear_maps(memory.query)) + 2 * H * r * products(rows, [(width, keys)], "fp32")
+        yield "memory: scores", places * scoring, places * scored
         yield "memory: selection", places * selecting, None
         yield "memory: values", places * (whole - scoring - selecting), None
     targets, hidden = torch.randint(cfg.vocab_size, (rows,)), x_BTD.flatten(0, 1)

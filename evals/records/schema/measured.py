@@ -37,7 +37,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         text("precision", "`fp32` or `bf16`"),
         text("part", "of a training step, forward and backward, in all its places; `rest` is what the others leave"),
         number("p50_ms", "ms", "median, run alone; of `rest` the step less the other parts"),
-        number("product_ms", "ms", "of its linear maps alone at the measured rate of `torch.mm`, where it is they", False),
+        number("product_ms", "ms", "of its matrix products alone at the measured rate of `torch.mm`, where it has some", False),
         number("step_ms", "ms", "of the whole step, median"),
         DEVICE,
     ),
