@@ -47,7 +47,8 @@ inline i64 rounded(i64 rows) { return (rows + GRAIN - 1) / GRAIN * GRAIN; }
 template <class P>
 inline i64 made_for(i64 rows) { return GROUP<P> == 1 ? rows : rounded(rows); }
 
-// B (depth, width) packed from its rows; `rows(k)` gives row k.
+// B (depth, width) packed from its rows; `rows(k)` gives row k. What fills up a panel is 0: a tile multiplies it, and what memory
+// happens to hold may be denormal, ten times as slow.
 template <class P, class Rows>
 inline void pack(i64 depth, i64 width, Rows rows, P* out) {
     if constexpr (GROUP<P> == 1) {
@@ -60,6 +61,7 @@ inline void pack(i64 depth, i64 width, Rows rows, P* out) {
                 const i64 count = std::min(panel, width - first);
 #pragma omp simd
                 for (i64 j = 0; j < count; ++j) narrow(widen(from[first + j]), to[j]);
+                std::fill(to + count, to + panel, P(0));
             }
         }
     } else {
@@ -103,9 +105,12 @@ inline void pack_transposed(i64 depth, i64 width, const X* x, P* out) {
     const auto rows = room<P>(width * deep<P>(depth));
     gather(width, depth, [&](i64 j) { return x + j * depth; }, rows.get());
     const i64 words = deep<P>(depth) / GROUP<P>, panel = GROUP<P> == 1 ? Packed<P>{depth, width}.panel() : width;
-    for (i64 first = 0; first < width; first += panel)
-        transpose(std::min(panel, width - first), words, reinterpret_cast<const float*>(rows.get()) + first * words, words,
-                  reinterpret_cast<float*>(out) + first * words, panel);
+    for (i64 first = 0; first < width; first += panel) {
+        const i64 count = std::min(panel, width - first);
+        float* to = reinterpret_cast<float*>(out) + first * words;
+        transpose(count, words, reinterpret_cast<const float*>(rows.get()) + first * words, words, to, panel);
+        for (i64 k = 0; k < words; ++k) std::fill(to + k * panel + count, to + (k + 1) * panel, 0.0f);
+    }
 }
 
 // R x (W vectors) of C, on top of what is there if `add`; the last vector may have fewer columns.
