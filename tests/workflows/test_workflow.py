@@ -154,7 +154,7 @@ def test_a_stored_run_trained_again_is_equal_to_the_last_digit(stored):
 def test_killed_workflow_finishes_with_the_same_numbers(finished, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/data").symlink_to(finished / "results/data")
-    part = command("archs=['dense','ultramem']")
+    part = [*command("archs=['dense','ultramem']"), "--", "results/smoke/runs.csv"]
     process = subprocess.Popen(part, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
         if re.search(r"step \d+/", line):
