@@ -28,7 +28,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if runs.empty:
         return []
     dirty = runs["git_dirty"].map({True: " (modified)"}).fillna("")
-    commits = sorted(set((runs["git_commit"].str[:10] + dirty)[runs["git_commit"] != ""]))
+    commits = sorted(set((runs["git_commit"].str[:10] + dirty)[runs["git_commit"] != ""])) or ["none recorded"]
     return [
         ("runs", f"{len(runs)}, {len(grid)} in the comparison"),
         ("architectures", str(len(results.archs))),
@@ -37,7 +37,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("tokens a run", span(grid["tokens"], si)),
         ("device", "; ".join(sorted(runs["device"].unique()))),
         ("processor time", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
-        ("commit", ", ".join(commits) or "none recorded"),
+        ("commit", ", ".join(commits) if len(commits) < 3 else f"{len(commits)}, in the sections of the runs"),
     ]
 
 
@@ -63,9 +63,7 @@ def blocks(name: str, draw: Callable, results: Results, reference: Results | Non
     return [Text(f"Not measured by this run: what follows is of the committed results ({origin})."), *draw(reference)]
 
 
-def render(
-    folder: Path, also: Sequence[Path] = (), reference: Path | None = None, beside: Path | None = None
-) -> str:
+def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = None, beside: Path | None = None) -> str:
     """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used.
 
     Sections in `BORROWED` that the folder lacks are those of `reference`, another folder, if it holds runs. `beside` is one

@@ -1,4 +1,4 @@
-"""Two results folders side by side: whether they agree, and their losses, curves, verdicts and differences next to each other."""
+"""Two results folders side by side: whether they agree, their losses and verdicts, and all that differs."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -65,8 +65,9 @@ def _losses(here: Results, there: Results, a: str, b: str) -> Iterator:
     frames = []
     for name, side in ((a, here), (b, there)):
         frame, labels = by_size(side, "active_params")
-        frames.append(side.linked(frame).assign(folder=name))
-    low, high = (f(frame[column].agg(f.__name__) for frame in frames if len(frame)) for f, column in ((min, "low"), (max, "high")))
+        if len(frame):
+            frames.append(side.linked(frame).assign(folder=name))
+    low, high = min(frame["low"].min() for frame in frames), max(frame["high"].max() for frame in frames)
     room = 0.05 * (high - low or 1.0)
     panels = [
         figures.curves(
@@ -80,7 +81,6 @@ def _losses(here: Results, there: Results, a: str, b: str) -> Iterator:
             **labels,
         )
         for place, frame in enumerate(frames)
-        if len(frame)
     ]
     words = f"Test loss by size, {a} beside {b}, on one scale; shaded from the lowest to the highest seed."
     yield Picture("runs.csv", words, about, panels, archs, badges)
@@ -109,7 +109,8 @@ def _verdicts(here: Results, there: Results, a: str, b: str) -> Iterator:
         words = [side["verdict"] if side is not None else "" for side in sides]
         rows.append([*cells, Cell("the same" if words[0] == words[1] else "differs")])
     changed = sum(row[-1].text == "differs" for row in rows)
-    header = ["id", "claim", *(f"{word}, {name}" for name in (a, b) for word in ("verdict", "value", "95 % interval")), "verdicts"]
+    pairs = (f"{word}, {name}" for name in (a, b) for word in ("verdict", "value", "95 % interval"))
+    header = ["id", "claim", *pairs, "verdicts"]
     yield Table(
         "claims.csv",
         f"Claims that {a} or {b} tests, {len(rows)} of them; on {changed} their verdicts differ. Intervals come from repeated "

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from evals.laws.counting import PAPERS
-from evals.laws.law import curves
 from evals.laws.fits import RATIO, TABLE
+from evals.laws.law import curves
 from evals.laws.points import SPARSITY, TOKENS, Points
 from reports import figures
 from reports.figures import Series
@@ -54,9 +54,8 @@ def _laws(results: Results, frame: pd.DataFrame) -> Iterator:
         "Fits with intervals: a Huber loss on log L (width 0.001, summed over runs), E, A and B at least 0 and eliminated by "
         "variable projection, from a grid of starts; intervals by resampling seeds within cells; end-of-schedule test losses "
         "only; the largest size left out and predicted. A power law is claimed where every exponent's interval is narrower "
-        "than a factor of 4 and no bound is touched; elsewhere a line in log₁₀, which is a summary and not a law. Figures draw the "
-        "one that stands, and points alone where there is neither. Axes are "
-        "divided by the geometric mean of their runs (N₀, D₀, C₀ or S₀, in the CSV)."
+        "than a factor of 4 and no bound is touched; elsewhere a line in log₁₀, which is a summary and not a law. Figures draw "
+        "what stands. Axes are divided by the geometric mean of their runs (N₀, D₀, C₀ or S₀, in the CSV)."
     )
     yield from _joint(results, frame[(frame["fit"] == "joint") & frame["stands"]])
     yield from _tables(results, frame[frame["fit"].isin([RATIO, TABLE]) & frame["stands"]])

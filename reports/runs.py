@@ -51,8 +51,8 @@ def runs(results: Results, other: Results | None = None) -> Iterator:
         return
     frame = results.runs
     yield Text(
-        "Every run has a section below: its curve, all that is recorded of it, its config, and the command that trains it again "
-        "from a clone of this repository. A config is the same where its hash (config_sha) is."
+        "Every run has a section below: its curve, all that is recorded of it, its config, and the command that trains it "
+        "again, in a clone of this repository. A config is the same where its hash (config_sha) is."
     )
     header, rows = results.listing("runs", frame, LISTED)
     words = "One row a run, as the worker that trained it wrote it; the run leads to its section. Hashes are cut to ten digits."

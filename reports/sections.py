@@ -17,8 +17,8 @@ from reports.latency import latency
 from reports.losses import losses
 from reports.matched import matched
 from reports.placebos import placebos
-from reports.runs import runs
 from reports.questions import questions
+from reports.runs import runs
 from reports.scaling import scaling
 from reports.speed import speed
 from reports.summary import summary

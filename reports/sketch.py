@@ -54,7 +54,9 @@ def sketch(lines: Sequence[Line], x_label: str, y_label: str, alt: str) -> str:
     for line in lines:
         path = "L".join(f"{across(x):.1f} {down(y):.1f}" for x, y in line.points)
         style = ' stroke-dasharray="5 3"' if line.dashed else ""
-        drawn.append(f'<path d="M{path}" fill="none" stroke="var(--{line.colour})" stroke-width="{1.5 if line.dots else 1}"{style}/>')
+        drawn.append(
+            f'<path d="M{path}" fill="none" stroke="var(--{line.colour})" stroke-width="{1.5 if line.dots else 1}"{style}/>'
+        )
         if line.dots:
             dots = "".join(f"M{across(x):.1f} {down(y):.1f}h0" for x, y in line.points)
             drawn.append(f'<path d="{dots}" stroke="var(--{line.colour})" stroke-width="5" stroke-linecap="round"/>')

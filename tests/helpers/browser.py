@@ -1,4 +1,4 @@
-"""A headless browser that clicks, types, saves and prints: the DevTools protocol over two pipes, by the standard library alone."""
+"""A headless browser that clicks, types, saves and prints: the DevTools protocol over two pipes, standard library alone."""
 
 import base64
 import fcntl
@@ -21,7 +21,7 @@ PATIENCE = 9  # times ten seconds, not counting those in which the machine has s
 
 
 class Browser:
-    """One page of a browser whose files lie in `folder`; what it saves lands in `folder/saved`. `problems` are its complaints."""
+    """One page of a browser whose files lie in `folder`; it saves into `folder/saved`. `problems` are its complaints."""
 
     def __init__(self, folder: Path, width: int = 1400, height: int = 900, script: bool = True):
         self.saved, self.problems, self.events, self.number, self.rest = folder / "saved", [], [], 0, b""
@@ -42,6 +42,7 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
         self.ask("Emulation.setScriptExecutionDisabled", value=not script)
+        self.media()
         self.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.saved), eventsEnabled=True)
 
     def __enter__(self) -> "Browser":
@@ -83,9 +84,16 @@ class Browser:
                 if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
                     self.problems.append(json.dumps(event["params"])[:500])
 
+    def media(self, media: str = "", scheme: str = "light") -> None:
+        """What the page is shown on (screen, or print); nothing glides, so that a click hits what was there."""
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.ask("Emulation.setEmulatedMedia", media=media, features=features)
+
     def open(self, url: str) -> "Browser":
-        self.ask("Page.navigate", url=url)
-        self.wait(lambda event: event.get("method") == "Page.loadEventFired")
+        for where in ("about:blank", url):  # a page that differs by its anchor alone would not load again
+            self.ask("Page.navigate", url=where)
+            self.wait(lambda event: event.get("method") == "Page.loadEventFired")
         return self
 
     def js(self, expression: str) -> Any:
@@ -120,9 +128,7 @@ class Browser:
         """The file that a click saves."""
         self.click(selector)
         begun = self.wait(lambda event: event.get("method") == "Browser.downloadWillBegin")["params"]
-        self.wait(
-            lambda event: event.get("method") == "Browser.downloadProgress" and event["params"]["state"] == "completed"
-        )
+        self.wait(lambda event: event.get("method") == "Browser.downloadProgress" and event["params"]["state"] == "completed")
         return self.saved / begun["suggestedFilename"]
 
     def picture(self, path: Path, whole: bool = False) -> Path:
