@@ -92,7 +92,7 @@ def _one(results: Results, place: int, title: str) -> Iterator:
         "arms.csv + runs.csv",
         f"{title} ({kind}): our losses{beside if published_here else ', of which no paper publishes a number'}. Change is "
         f"against {against}, paired by seed; with one seed the interval is that of the pooled seed noise, if any. "
-        "Hover over a step for its config.",
+        "A step's config: hover over it, or follow its loss to the run.",
         context,
         header,
         rows,

@@ -1,6 +1,7 @@
 """The report: results/{preset}/*.csv in, one self-contained HTML file out, and nothing else on either side.
 
-`python -m reports.build --results results/cpu --out reports/cpu.html`
+    python -m reports.build --results results/cpu --out reports/cpu.html
+    python -m reports.build --results results/cpu --compare results/reference --out reports/both.html
 
 The same CSVs give the same bytes, on any machine: neither torch nor the trainer is imported.
 """
@@ -13,8 +14,10 @@ import jinja2
 from evals.records import options
 from evals.records.errors import run
 from evals.records.files import whole
+from reports.comparison import comparison
 from reports.page import Results, Text, span
 from reports.placebos import CHAIN as PLACEBOS
+from reports.runs import runs
 from reports.sections import SECTIONS
 from reports.style import LOOKS, si
 
@@ -25,7 +28,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if runs.empty:
         return []
     dirty = runs["git_dirty"].map({True: " (modified)"}).fillna("")
-    commits = sorted(set((runs["git_commit"].str[:10] + dirty)[runs["git_commit"] != ""]))
+    commits = sorted(set((runs["git_commit"].str[:10] + dirty)[runs["git_commit"] != ""])) or ["none recorded"]
     return [
         ("runs", f"{len(runs)}, {len(grid)} in the comparison"),
         ("architectures", str(len(results.archs))),
@@ -34,7 +37,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("tokens a run", span(grid["tokens"], si)),
         ("device", "; ".join(sorted(runs["device"].unique()))),
         ("processor time", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
-        ("commit", ", ".join(commits) or "none recorded"),
+        ("commit", ", ".join(commits) if len(commits) < 3 else f"{len(commits)}, in the sections of the runs"),
     ]
 
 
@@ -60,19 +63,26 @@ def blocks(name: str, draw: Callable, results: Results, reference: Results | Non
     return [Text(f"Not measured by this run: what follows is of the committed results ({origin})."), *draw(reference)]
 
 
-def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = None) -> str:
+def render(folder: Path, also: Sequence[Path] = (), reference: Path | None = None, beside: Path | None = None) -> str:
     """The page for a folder of results and the times in `also`; UserError if a CSV in them cannot be used.
 
-    Sections in `BORROWED` that the folder lacks are those of `reference`, another folder, if it holds runs.
+    Sections in `BORROWED` that the folder lacks are those of `reference`, another folder, if it holds runs. `beside` is one
+    that stands side by side with it, in a section of its own and in those of single runs.
     """
     results = Results(folder, also)
     lends = reference and reference.resolve() != folder.resolve() and (reference / "runs.csv").exists()
     other = Results(reference, linked=False) if lends else None
     sections = [(name, title, blocks(name, draw, results, other)) for name, title, draw in SECTIONS]
-    template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    if beside:
+        against = Results(beside, linked=False)
+        sections.insert(1, ("compared", f"Compared with {beside.name}", list(comparison(results, against))))
+        sections = [*sections[:-1], (*sections[-1][:2], list(runs(results, against)))]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     presets = sorted(results.runs["preset"].unique()) or [folder.name]
-    return page.from_string(template).render(
+    return page.get_template("template.html").render(
         preset=", ".join(presets), folder=folder.name, facts=facts(results), sections=sections, looks=LOOKS
     )
 
@@ -89,8 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="result folders of other machines, whose latency and speed are shown too",
     )
     parser.add_argument("--reference", type=Path, help="folder whose ablations, tuning, … stand in where --results has none")
+    parser.add_argument("--compare", type=Path, help="another results folder, shown side by side with --results")
     args = parser.parse_args(arguments)
-    page = render(args.results, args.also, args.reference)
+    page = render(args.results, args.also, args.reference, args.compare)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(args.out) as part:
         part.write_text(page, encoding="utf-8")

@@ -27,7 +27,7 @@ def data(results: Results) -> Iterator:
         header = list(dict.fromkeys(title for entry in entries for title in entry))
         rows = [[Cell(_plain(entry.get(title, "–")), title=str(entry.get(title, ""))) for title in header] for entry in entries]
         if isinstance(value, dict):
-            header, rows = ["", *header], [[Cell(title), *row] for title, row in zip(value, rows, strict=True)]
+            header, rows = ["name", *header], [[Cell(title), *row] for title, row in zip(value, rows, strict=True)]
         yield Table("data.json", f"Corpus: {name}.", "", header, rows)
 
 

@@ -11,7 +11,7 @@ from evals.scores.memory.episodes import TASKS
 from reports import figures, published
 from reports.ablations import CONTROLS
 from reports.page import Cell, Missing, Picture, Results, Table, Text, arch_cell, kinds, number
-from reports.style import WIDE, in_order, look
+from reports.style import BROAD, in_order, look
 
 GOLD = "gold_bpb"
 ACCURACIES = ("acc", "len_norm", "acc_norm")
@@ -147,7 +147,7 @@ def _dots(results: Results, evals: pd.DataFrame, what: str, note: str) -> Iterat
         return
     size, here, runs = _largest(results, evals)
     here = here.drop_duplicates(["task", "run"])
-    shape = {"width": WIDE, "height": 1.0 + 0.34 * here["task"].nunique()}
+    shape = {"width": BROAD, "height": 1.0 + 0.34 * here["task"].nunique()}
     drawn = figures.dots(f"evals-{what}", here, title=f"Size {size}", x_label=what.lower(), **shape)
     words = f"{what} at size {size} with one standard error; {note}."
     yield Picture("evals.csv", words, results.context(runs), [drawn], in_order(here["arch"]), kinds(runs["device"]))

@@ -1,7 +1,7 @@
 """The report's pictures: data in, one small SVG out, drawn by matplotlib.
 
 A figure is a row of panels that the page wraps, so that text keeps its size on a phone. A point that stands for a run
-links to its row in the provenance table.
+links to its section.
 """
 
 import math
@@ -15,7 +15,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from evals.decode.decision import Cell as Choice
-from evals.stats import NotALaw
 from reports.style import (
     AFTER,
     DASHES,
@@ -54,11 +53,12 @@ def curves(
     blind: tuple[float, float] | None = None,
     lines: str = "",
     marks: pd.DataFrame | None = None,
+    y_range: tuple[float, float] | None = None,
 ) -> str:
     """`y` against `x`, one line for each value of `by`; `log` names the logarithmic axes ("x", "y", "xy").
 
     `lines` names a column whose values, in their order, are drawn solid and filled, dashed and open, dotted and open, a
-    line each; the points of `marks` (`x`, `y`) are ringed.
+    line each; the points of `marks` (`x`, `y`) are ringed. `y_range` is for panels that share a scale.
 
     `band` names the columns of the interval to shade; `levels` (arch, `y`) and a blind guess's (`y`, half width) are
     drawn across; `published` (arch, `x`, `y`) are hollow points. Where `frame` has a column `run`, its points link to it
@@ -84,6 +84,8 @@ def curves(
     if marks is not None:
         axes.scatter(marks[x], marks[y], 130, facecolors="none", edgecolors=INK, linewidths=1.1, zorder=4)
     hollow(axes, published, x, y)
+    if y_range:
+        axes.set_ylim(y_range)
     scales(axes, log)
     if "x" not in log and frame[x].nunique() <= 4:
         axes.set_xticks(sorted(frame[x].unique()))
@@ -93,30 +95,25 @@ def curves(
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one architecture (columns x, y, run, of a law also residual) and the law through them, if one was found.
-
-    A law has `predict`, and `band` where its interval is drawn.
-    """
+    """Points of one architecture (columns x, y, run, of a law also residual) and the law through them: it has `predict`."""
 
     arch: str
     label: str
     points: pd.DataFrame
-    law: Any
+    law: Any = None
 
 
 @panel
 def laws(
     axes: Axes, series: list[Series], published: pd.DataFrame | None = None, *, title: str, x_label: str, y_label: str
 ) -> str:
-    """Points, joined only by a fitted law with its 95 % band; `published` (arch, x, y) are hollow. x is logarithmic."""
+    """Points, joined only by a fitted law; `published` (arch, x, y) are hollow. x is logarithmic."""
     for place, this in enumerate(series):
         drawn, dashes = look(this.arch), DASHES[[s.arch for s in series[:place]].count(this.arch) % len(DASHES)]
         markers(axes, this.points["x"], this.points["y"], drawn, this.points["run"], solid=dashes == "solid")
-        if not isinstance(this.law, NotALaw):
+        if this.law:
             x = np.geomspace(this.points["x"].min(), this.points["x"].max(), 40)
             axes.plot(x, this.law.predict(x), color=drawn.colour, linestyle=dashes)
-            if hasattr(this.law, "band"):
-                axes.fill_between(x, *this.law.band(x), color=drawn.colour, alpha=0.12, linewidth=0)
     hollow(axes, published, "x", "y")
     scales(axes, "x")
     axes.set(title=title, xlabel=x_label, ylabel=y_label)

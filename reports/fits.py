@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from evals.laws.counting import PAPERS
+from evals.laws.fits import RATIO, TABLE
 from evals.laws.law import curves
-from evals.laws.points import TOKENS, Points
+from evals.laws.points import SPARSITY, TOKENS, Points
 from reports import figures
 from reports.figures import Series
 from reports.page import Cell, Picture, Results, Table, Text, arch_cell, kinds, number
@@ -18,9 +19,9 @@ PLACES = ("N0", "D0", "C0", "S0")
 
 
 class Along:
-    """A law of `fits.csv` along one axis, the other given for every place on it."""
+    """A law of `fits.csv` along one axis; `other` makes of places on it those on all axes."""
 
-    def __init__(self, rows: pd.DataFrame, axes, other):
+    def __init__(self, rows: pd.DataFrame, axes: tuple[str, ...], other=lambda x: x[:, None]):
         self.power, self.other = rows["form"].iloc[0].startswith("L = E"), other
         values = rows.set_index("parameter")["value"]
         self.draws = values.drop([name for name in PLACES if name in values]).to_numpy()[None]
@@ -53,10 +54,11 @@ def _laws(results: Results, frame: pd.DataFrame) -> Iterator:
         "Fits with intervals: a Huber loss on log L (width 0.001, summed over runs), E, A and B at least 0 and eliminated by "
         "variable projection, from a grid of starts; intervals by resampling seeds within cells; end-of-schedule test losses "
         "only; the largest size left out and predicted. A power law is claimed where every exponent's interval is narrower "
-        "than a factor of 4 and no bound is touched; elsewhere a line in log₁₀, which is a summary and not a law. Axes are "
-        "divided by the geometric mean of their runs (N₀, D₀, C₀ or S₀, in the CSV)."
+        "than a factor of 4 and no bound is touched; elsewhere a line in log₁₀, which is a summary and not a law. Figures draw "
+        "what stands. Axes are divided by the geometric mean of their runs (N₀, D₀, C₀ or S₀, in the CSV)."
     )
     yield from _joint(results, frame[(frame["fit"] == "joint") & frame["stands"]])
+    yield from _tables(results, frame[frame["fit"].isin([RATIO, TABLE]) & frame["stands"]])
     yield from _table(results, frame)
     yield from _exponents(results, frame)
 
@@ -102,6 +104,39 @@ def _joint(results: Results, frame: pd.DataFrame) -> Iterator:
         ],
         in_order(frame["arch"]),
         kinds(points.runs["device"]),
+    )
+
+
+def _tables(results: Results, frame: pd.DataFrame) -> Iterator:
+    """Loss against how much is stored, at fixed density, with the law of each line of the chain."""
+    if frame.empty:
+        return
+    points, panels, drawn = Points(results.runs, results.tables.get("arms"), resamples=0), [], []
+    chain = points.chain(SPARSITY)
+    for place, (fit, words) in enumerate(((RATIO, "sparse over activated parameters"), (TABLE, "sparse parameters"))):
+        series = []
+        for (arch, line), rows in frame[frame["fit"] == fit].groupby(["arch", "series"], sort=False):
+            names = chain["run"][(chain["arch"] == arch) & (chain["line"] == line)]
+            runs = points.runs.loc[[name for name in names if name in points.runs.index]]
+            over = runs["active_params"] if fit == RATIO else 1.0
+            runs = runs.assign(x=runs["sparse_params"] / over, y=runs["test_loss"]).sort_values("x")
+            law = Along(rows, ("S",))
+            runs["residual"] = np.log(runs["y"] / law.predict(runs["x"]))
+            series.append(Series(arch, f"{look(arch).label} {line}".strip(), runs[["x", "y", "run", "residual"]], law))
+        if series:
+            drawn += series
+            panels.append(figures.laws(f"table-{place}", series, title=f"Against {words}", x_label=words, y_label=LOSS))
+            text = {"title": "What it leaves", "x_label": words, "y_label": "log of loss over law"}
+            panels.append(figures.residuals(f"table-left-{place}", series, **text))
+    runs = points.runs.loc[list(dict.fromkeys(pd.concat([one.points["run"] for one in drawn])))]
+    yield Picture(
+        "fits.csv + runs.csv + arms.csv",
+        "The law of stored parameters, chain sparsity, one point a run: what stands of a power law and a line, and what it "
+        "leaves. Open markers and dashes are a second line of an architecture (half as dense).",
+        results.context(runs),
+        panels,
+        in_order(runs["arch"]),
+        kinds(runs["device"]),
     )
 
 

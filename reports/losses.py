@@ -63,7 +63,7 @@ def losses(results: Results) -> Iterator:
         frame = train[(train["split"] == split) & (train["source"] == source) & (train["tokens"] > 0)]
         words = {"x_label": "tokens", "y_label": f"{split} loss (nats/token)", "by": ("arch", "run"), "log": "x"}
         panels = [
-            figures.curves(f"curve-{split}-{place}", _thinned(here), "tokens", "loss", title=size, **words)
+            figures.curves(f"curve-{split}-{place}", thinned(here), "tokens", "loss", title=size, **words)
             for place, size in enumerate(results.sizes)
             if len(here := frame[frame["size"] == size])
         ]
@@ -83,7 +83,7 @@ def _by_source(results: Results) -> dict[str, pd.DataFrame]:
     return {source: rows[["run", "loss"]] for source, rows in frame.groupby("source")}
 
 
-def _thinned(frame: pd.DataFrame, points: int = 120) -> pd.DataFrame:
+def thinned(frame: pd.DataFrame, points: int = 120) -> pd.DataFrame:
     """At most `points` a run; a longer curve is first smoothed by a running median over 1/40 of it."""
     parts = []
     for _, line in frame.groupby("run"):

@@ -9,9 +9,9 @@ import pandas as pd
 
 from evals.records import schema
 from evals.records.errors import UserError
+from reports.folder import FILES, join, read_folder
 from reports.style import ORDER, Look, Panel, anchor, in_order, key, look, si
 
-FILES = {name: name for name in schema.TABLES} | {"latency_modelled": "latency", "access_hardware": "access", "peers": "speed"}
 WRITER = {
     "runs": "the training stage writes it",
     "train": "the training stage writes it",
@@ -77,9 +77,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, in a row."""
+    """Names and values, in a row; of `terms` the values are sentences."""
 
     facts: list[tuple[str, str]]
+    kind: str = "facts"
     block: str = "facts"
 
 
@@ -196,7 +197,7 @@ class Results:
         return self[table].merge(self.grid[["run", "arch", "size", "seed"]], on="run")
 
     def linked(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame for a figure: runs that have no row in the provenance table are left without a link."""
+        """The frame for a figure: runs that have no section on the page are left without a link."""
         return frame.assign(run=frame["run"].where(frame["run"].isin(self.runs.index) & self.has_page, ""))
 
     def href(self, run: str) -> str | None:
@@ -257,20 +258,6 @@ class Results:
             ", ".join(sorted(frame["precision"].unique())),
         ]
         return " · ".join(parts)
-
-
-def read_folder(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a folder by file name; UserError if there is no such folder or a file is no table."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder of results: run `snakemake` first, or name one with --results")
-    paths = {name: folder / f"{name}.csv" for name in FILES}
-    return {name: schema.read(path, FILES[name]) for name, path in paths.items() if path.exists()}
-
-
-def join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of one table, each once."""
-    frames = [frame for frame in frames if len(frame)]
-    return pd.concat(frames, ignore_index=True).drop_duplicates() if frames else pd.DataFrame()
 
 
 def number(value, form: str, href: str | None = None) -> Cell:

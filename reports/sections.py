@@ -17,11 +17,12 @@ from reports.latency import latency
 from reports.losses import losses
 from reports.matched import matched
 from reports.placebos import placebos
-from reports.provenance import provenance
 from reports.questions import questions
+from reports.runs import runs
 from reports.scaling import scaling
 from reports.speed import speed
 from reports.summary import summary
+from reports.terms import terms
 from reports.tuning import tuning
 
 SECTIONS = (
@@ -43,5 +44,6 @@ SECTIONS = (
     ("coordinates", "Coordinate check", coordinates),
     ("cost", "Cost ledger", cost),
     ("data", "Data", data),
-    ("provenance", "Provenance", provenance),
+    ("terms", "Terms", terms),
+    ("runs", "Runs", runs),
 )

@@ -119,7 +119,7 @@ def interval(low: float, high: float, form: str = ".3f") -> str:
 
 
 def anchor(run: str) -> str:
-    """The id of a run's row in the provenance table."""
+    """The id of a run's section."""
     return "run-" + re.sub(r"[^\w.-]", "_", run)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a rendered page, copies of a results folder, and the browser with what it is asked."""
+"""Parts of a rendered page, copies of a results folder, and where the browser is."""
 
 import html
 import re
@@ -30,32 +30,3 @@ def copy_of(results: Path, path: Path) -> Path:
 
 def rewrite(path: Path, table: str, change) -> None:
     schema.write(path, table, change(schema.read(path, table)))
-
-
-PROBE_START = """<script>
-window.problems = [];
-addEventListener("error", event => problems.push(String(event.message || event.target.outerHTML)), true);
-addEventListener("unhandledrejection", event => problems.push(String(event.reason)));
-for (const level of ["error", "warn"]) console[level] = (...words) => problems.push(words.join(" "));
-</script>"""
-PROBE_END = """<script>
-addEventListener("load", () => {
-  const sized = figure => [...figure.querySelectorAll("svg, table")].every(part => {
-    const box = part.getBoundingClientRect();
-    return box.width > 5 && box.height > 5;
-  });
-  const figures = [...document.querySelectorAll("figure")];
-  const claims = document.querySelector("#claims table"), first = () => claims.tBodies[0].rows[0].cells[7].textContent;
-  claims.tHead.rows[0].cells[7].querySelector("button").click();
-  claims.tHead.rows[0].cells[7].querySelector("button").click();
-  const shown = () => [...claims.tBodies[0].rows].filter(row => !row.hidden).length;
-  document.querySelector("[data-verdict='not tested']").click();
-  const result = {
-    problems, figures: figures.length, empty: figures.filter(figure => !sized(figure)).length,
-    shown: shown(), first: first(),
-    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    width: document.documentElement.clientWidth,
-  };
-  document.documentElement.dataset.result = JSON.stringify(result);
-});
-</script>"""

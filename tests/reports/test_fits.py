@@ -1,6 +1,7 @@
 """Fits, rankings and gains on the page: as the CSVs have them, with their reservations."""
 
 import html
+import re
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_residuals_of_the_joint_law_are_of_its_parameters(results):
     n, d = float(run["active_params"]), float(run["tokens"])
     known = 2.0 + (n / JOINT["N0"]) ** -0.4 + 1.2 * (d / JOINT["D0"]) ** -0.3
     assert law.at(np.array([[n, d]])) == pytest.approx([known])
+
+
+def test_the_law_of_stored_parameters_is_drawn_as_fits_csv_has_it(page, results):
+    drawn = [title for title in re.findall(r'aria-label="([^"]*)"', section(page, "scaling")) if "sparse" in title]
+    assert [title.split(":")[0] for title in drawn] == [
+        "Against sparse over activated parameters",
+        "What it leaves",
+        "Against sparse parameters",
+        "What it leaves",
+    ]
+    rows = schema.read(results / "fits.csv", "fits").query("fit == 'table size' and series == 'm/N fixed' and stands")
+    known = rows.set_index("parameter")["value"]
+    law = fits.Along(rows, ("S",))
+    assert law.predict([known["S0"]]) == pytest.approx([known["c"]])
+    assert law.predict([10 * known["S0"]]) == pytest.approx([known["c"] - known["b"]])
 
 
 def test_the_ranking_is_shown_by_every_rule(page, results):

@@ -36,12 +36,15 @@ def test_other_machines_times_stand_beside_ours_without_their_runs(undrawn, resu
 
 
 def test_a_chain_alone_has_its_laws(undrawn, results, tmp_path):
+    fits = schema.read(results / "fits.csv", "fits")
+    schema.write(tmp_path / "fits.csv", "fits", fits[fits["fit"].isin(["sparse ratio", "table size"])])
     arms = schema.read(results / "arms.csv", "arms").query("chain == 'sparsity'")
     runs = schema.read(results / "runs.csv", "runs")
     schema.write(tmp_path / "arms.csv", "arms", arms)
     schema.write(tmp_path / "runs.csv", "runs", runs[runs["run"].isin(arms["run"])])
     page = build.render(tmp_path)
-    assert {row[0] for row in table(page, "Every curve drawn")[1:]} == {"sparse over activated parameters"}
+    assert {row[0] for row in table(page, "Every law by the form that stands")[1:]} == {"sparse ratio", "table size"}
+    assert "Against sparse over activated parameters" in section(page, "scaling")
     assert "runs.csv holds no finished run of the comparison" in section(page, "losses")
 
 
@@ -92,7 +95,7 @@ def test_runs_alone_and_an_unfinished_run_make_a_report(results, tmp_path):
     schema.write(folder / "runs.csv", "runs", rows)
     page = build.render(folder)
     assert "4.500" in section(page, "losses")
-    assert "stopped" in section(page, "provenance")
+    assert "stopped" in section(page, "runs")
     schema.write(folder / "runs.csv", "runs", rows[1:])
     assert "stopped" in section(build.render(folder), "provenance")
 
