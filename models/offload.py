@@ -5,9 +5,10 @@
     offload(model, Offload(bits=32), "run/model.safetensors")     or, as they were trained, from the checkpoint itself
 
 Ahead: a layer of placement i:j knows its rows when block i has its FFN's input, and its output is needed after block j. So its
-selection runs there, the system is told which pages will be read (MADV_WILLNEED returns at once, and the disk gets all of
-a layer's pages as one queue), and rows are read and pooled where the output is needed, after the FFN of block i and the blocks
-up to j. No thread is needed; one that touched rows would wait for one page at a time. Without it each row waits for its page. Outputs are those of the plain path to the last bit but for quantisation.
+selection runs there, the system is told which pages will be read (MADV_WILLNEED returns at once, and the disk gets all of a
+layer's pages as one queue), and rows are read and pooled where the output is needed, after the FFN of block i and the blocks
+up to j. No thread is needed; one that touched rows would wait for one page at a time. Without it each row waits for its page.
+Outputs are those of the plain path to the last bit but for quantisation.
 
 T tokens, M picks per token, R rows that are touched, N table rows.
 """
@@ -165,7 +166,8 @@ def offload(model: Transformer, setting: Offload, path: Path | str | None = None
     """The same model, in eval mode, with the rows of its memory layers kept as `setting` says; its own tables go.
 
     Args:
-        path: of mapped rows: what `pack` wrote, or a checkpoint of the model in safetensors whose floats have so many bits. Its
+        path: of mapped rows: what `pack` wrote, or a checkpoint of the model in safetensors whose floats have so many bits.
+        Its
             content is not hashed: that would read the whole table.
 
     Raises:

@@ -1,9 +1,9 @@
 """Value rows as bytes, mapped from a safetensors file or held in memory: floats as they are, or codes with one scale a row.
 
 A row of codes is its float32 scale and then int8, or two 4-bit codes a byte (the low half first, each plus 8). A scale is the
-largest magnitude of the row over 127 or 7, so no value is off by more than half a scale. A file of codes has one tensor a table,
-"memories.0.table", whose records hold what one pick reads side by side, pre-values behind values; its header is filled up so
-that records begin at the start of a page. Of a checkpoint, tensors of floats are mapped where they lie.
+largest magnitude of the row over 127 or 7, so no value is off by more than half a scale. A file of codes has one tensor a
+table, "memories.0.table", whose records hold what one pick reads side by side, pre-values behind values; its header is filled
+up so that records begin at the start of a page. Of a checkpoint, tensors of floats are mapped where they lie.
 
 N table rows, R rows asked for, C values of a row, B bytes of a record.
 """

@@ -1,7 +1,7 @@
 """What the disk gives: pages read at random, one or as many at a time as a layer asks for, and in order. Not from memory.
 
-Reads go past the page cache (O_DIRECT); where a file system refuses that, the file is dropped from it first. Random reads are of
-whole pages, for a page is the least that a mapped row costs.
+Reads go past the page cache (O_DIRECT); where a file system refuses that, the file is dropped from it first. Random reads are
+of whole pages, for a page is the least that a mapped row costs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How often a cache of the least recently used rows would hold what is read: exact, for every size at once.
 
-The stack distance of a read is the number of other rows that were read since its row was read last (Mattson et al. 1970); a cache
-of c rows holds it where that is below c. Of n reads, those between p and i that repeat a row of the same stretch are the earlier
-ones whose own last read lies behind p: inversions, counted bit by bit in O(n log n).
+The stack distance of a read is the number of other rows that were read since its row was read last (Mattson et al. 1970); a
+cache of c rows holds it where that is below c. Of n reads, those between p and i that repeat a row of the same stretch are the
+earlier ones whose own last read lies behind p: inversions, counted bit by bit in O(n log n).
 """
 
 from __future__ import annotations

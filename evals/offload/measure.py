@@ -1,10 +1,11 @@
 """Decoding with value tables larger than memory: times and reads, what a cache would hold, the disk's limit, the loss of bits.
 
-    python -m evals.offload.measure --results results/cpu --runs ultramem-d64-s0 --out results/cpu      what `snakemake offload` runs
+    python -m evals.offload.measure --results results/cpu --runs ultramem-d64-s0 --out results/cpu   what `snakemake offload`
+    runs
 
 Of the runs given, the largest of the architecture that is timed gives the addresses (its reads on test text), and every one
-with value tables gives its loss at 32, 16, 8 and 4 bits and its hit rates. Settings are the preset's `measure.offload`; --sizes-gb
-and --cache take others. Each table is generated, measured in a process of its own, and deleted.
+with value tables gives its loss at 32, 16, 8 and 4 bits and its hit rates. Settings are the preset's `measure.offload`;
+--sizes-gb and --cache take others. Each table is generated, measured in a process of its own, and deleted.
 
 Tables: offload, offload_disk, offload_hits, offload_loss.
 """
@@ -31,7 +32,7 @@ from evals.records import options, schema, strict
 from evals.records.errors import UserError, run
 from evals.records.provenance import ROOT, device_name
 from evals.records.runs import RunConfig, load_run, plain
-from evals.records.shards import Shards, load_shards
+from evals.records.shards import load_shards
 from evals.records.tensors import read_tensors, write_tensors
 from models.transformer import ModelConfig, Transformer
 
@@ -49,8 +50,8 @@ def settings_of(results: Path) -> Offload:
     return strict.build(Offload, asked, f"{path}: measure.offload")
 
 
-def opened(folder: Path) -> tuple[RunConfig, Transformer, Shards]:
-    """A finished run with its weights, in float32, and its corpus.
+def trained(folder: Path) -> tuple[RunConfig, Transformer]:
+    """A finished run and its model, in eval mode.
 
     Raises:
         UserError: it is not finished, or its weights are elsewhere.
@@ -59,8 +60,8 @@ def opened(folder: Path) -> tuple[RunConfig, Transformer, Shards]:
     state, _ = read_tensors(weights_of(folder))
     model = config.model.build()
     model.load_state_dict(state)
-    model.eval().requires_grad_(False).refresh()
-    return config, model, load_shards(Path(config.data))
+    model.eval().refresh()
+    return config, model
 
 
 def hits(config: RunConfig, traced: Trace, seed: int = 0) -> Iterator[dict]:
@@ -101,9 +102,10 @@ def of_runs(folders: Iterable[Path], settings: Offload, say: Say) -> tuple[list[
         if not (folder / "model.safetensors").is_file():
             say(f"{folder} is left out: it has no weights here (adopted, or not trained yet)")
             continue
-        config, model, shards = opened(folder)
+        config, model = trained(folder)
         if not len(model.memories):
             continue
+        shards = load_shards(Path(config.data))
         text_WT = np.concatenate(
             [part[:, :-1] for part in losses.windows(shards, config.train.seq_len, settings.trace_tokens).values()]
         )

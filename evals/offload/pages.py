@@ -1,10 +1,10 @@
 """The page cache of a mapped file: what of it is in memory, dropping it, and holding it below a limit.
 
-What limits the page cache is a memory cgroup. RLIMIT_AS counts mappings, so it would refuse the table itself, and RLIMIT_RSS does
-nothing in Linux. So the process that decodes is started in a scope of its own where systemd gives one (cgroup v2) and lowers
-its memory.max; where not, it drops, between two tokens, the least recently read pages of the table that go beyond the limit
-(MADV_DONTNEED and POSIX_FADV_DONTNEED), which is what the kernel's reclaim approximates. Folders of cgroups that belong to
-somebody else are left alone.
+What limits the page cache is a memory cgroup. RLIMIT_AS counts mappings, so it would refuse the table itself, and RLIMIT_RSS
+does nothing in Linux. So the process that decodes is started in a scope of its own where systemd gives one (cgroup v2) and
+lowers its memory.max; where not, it drops, between two tokens, the least recently read pages of the table that go beyond the
+limit (MADV_DONTNEED and POSIX_FADV_DONTNEED), which is what the kernel's reclaim approximates. Folders of cgroups that belong
+to somebody else are left alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cache:
 
 
 def launcher() -> list[str]:
-    """Words before a command that put it into a scope of its own, whose memory.max it may lower; none where systemd gives none."""
+    """Words before a command that put it into a scope of its own, whose memory.max it may lower; none without systemd."""
     if not (shutil.which("systemd-run") and (CGROUPS / "cgroup.controllers").exists()):
         return []
     words = [

@@ -1,9 +1,10 @@
 """What a phone would do with the reads that were measured here: modelled, from published rates; nothing ran on one.
 
-    a token = the slower of weights / memory rate and pages / storage rate, where rows are asked for ahead, and their sum where not
+    a token = max(weights / memory rate, pages / storage rate) where rows are asked for ahead, their sum where not
 
-Weights are those that every token reads, in bfloat16 at the peak rate of the memory; pages are those that the measured cell had
-read from the disk. What a token takes beyond (products, selection, the system's own work) is left out: these are lower bounds.
+Weights are those that every token reads, in bfloat16 at the peak rate of the memory; pages are those that the measured cell
+had read from the disk. What a token takes beyond (products, selection, the system's own work) is left out: these are lower
+bounds.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ DEVICE = "phone: Snapdragon 8 Gen 3, LPDDR5X, UFS 4.0"
 MEMORY = 76.8e9  # bytes/s: 64 bits at 9600 MT/s
 STORAGE = 450e6  # bytes/s of random reads of 4 KB
 SOURCE = (
-    "memory: LPDDR5X at 4800 MHz, four channels of 16 bits (Qualcomm, Snapdragon 8 Gen 3 product brief), peak; storage: UFS 4.0, "
-    "random reads of 4 KB (Xue et al. 2024, PowerInfer-2, arXiv:2406.06282, section 2.3)"
+    "memory: LPDDR5X at 4800 MHz, four channels of 16 bits (Qualcomm, Snapdragon 8 Gen 3 product brief), peak; "
+    "storage: UFS 4.0, random reads of 4 KB (Xue et al. 2024, PowerInfer-2, arXiv:2406.06282, section 2.3)"
 )
 
 

@@ -35,7 +35,7 @@ def check_disk(folder: Path, n_bytes: int) -> None:
 
 
 def random_records(rows: int, widths: list[int], bits: int, seed: int) -> Iterator[Tensor]:
-    """Records of normal values, about `SLICE_BYTES` at a time; slices repeat, for drawing all would take longer than writing."""
+    """Records of normal values, about `SLICE_BYTES` at a time; slices repeat, for drawing all takes longer than writing."""
     size = sum(width * (bits if bits in FLOATS else 32) // 8 for width in widths)
     most = min(rows, max(1, SLICE_BYTES // size))
     generator = torch.Generator().manual_seed(seed)

@@ -1,10 +1,10 @@
 """Which rows a text reads: traced from a trained run, and scaled onto a larger table so that its skew stays.
 
 A table of s times as many rows is s copies of the trained one, and its text s texts in turn: token t reads copy t mod s at the
-rows that token t // s of that copy's text read in training's table, and every copy's text begins elsewhere in the trace. So rows
-are as unequally popular as the trained table's, the reads between two reads of one row are s times as many, and a cache of
-some share of the rows holds the same share of the reads as it would of the trained table; reads of one token stay neighbours as
-they were. Uniform addresses are drawn anew for every token.
+rows that token t // s of that copy's text read in the trained table, and every copy's text begins elsewhere in the trace. So
+rows are as unequally popular as the trained table's, and other tokens read s times as much between two reads of one row: a
+cache of some share of the rows holds nearly the share of the reads that it would of the trained table's (what one token reads
+twice stays as near as it was). Rows that lay side by side still do. Uniform addresses are drawn anew for every token.
 
 T tokens of the trace, L memory layers, M rows that a layer reads per token.
 """
