@@ -32,6 +32,7 @@ from models.rows import STORED, RowFile, Rows, encode, row_bytes, write_rows
 from models.transformer import Transformer
 from models.value_table import Table
 
+Bits = Literal[32, 16, 8, 4]
 SLICE = 1 << 16  # rows that are packed at a time
 
 
@@ -45,7 +46,7 @@ class Offload:
         ahead: mapped rows are asked for when their addresses are known (see the module).
     """
 
-    bits: Literal[32, 16, 8, 4] = 16
+    bits: Bits = 16
     mapped: bool = True
     ahead: bool = True
 
@@ -87,7 +88,8 @@ class Ahead:
         def finish() -> tuple[Tensor, Tensor]:
             x_TD = z_BTD.flatten(0, 1)
             weight_TMh = memory.gate(memory.weigh(score_THmh), row_TM, x_TD)
-            pooled_TEC = kernels.weighted_lookup(*table.read("values_NC", row_TM), weight_TMh, block_TM, memory.cfg.blocks)
+            values_RC, place_TM = table.read("values_NC", row_TM)
+            pooled_TEC = kernels.weighted_lookup(values_RC, place_TM, weight_TMh, block_TM, memory.cfg.blocks)
             return memory.project(pooled_TEC.flatten(1), x_TD).view_as(z_BTD), z_BTD.new_zeros(())
 
         return finish

@@ -71,7 +71,7 @@ class RowFile:
         try:
             with open(path, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size)) if size < 1 << 30 else None
+                header: Any = json.loads(file.read(size)) if size < 1 << 30 else None
                 self.map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
             about = header.pop("__metadata__", {})
             self.tensors = {n: (t["dtype"], tuple(t["shape"]), 8 + size + t["data_offsets"][0]) for n, t in header.items()}

@@ -31,7 +31,7 @@ from evals.offload.trace import TEXT, UNIFORM, Addresses, Trace
 from evals.records.errors import run
 from evals.records.runs import build_model
 from evals.records.tensors import read_tensors
-from models.offload import Ahead, Offload, offload, record_bytes, tables_of
+from models.offload import Ahead, Bits, Offload, offload, record_bytes, tables_of
 from models.rows import PAGE, RowFile
 from models.transformer import ModelConfig, Transformer, rotary
 
@@ -99,7 +99,7 @@ class Cursor:
 class Bench:
     """A model whose tables lie in `path`, and the cells that are timed of it."""
 
-    def __init__(self, cfg: ModelConfig, path: Path, bits: int, context: int, most: int, limited: str):
+    def __init__(self, cfg: ModelConfig, path: Path, bits: Bits, context: int, most: int, limited: str):
         model = on_meta(cfg)
         self.shapes = {name: (len(table.values_NC), record_bytes(table, bits)) for name, table in tables_of(model).items()}
         offload(model, Offload(bits=bits), path)

@@ -16,10 +16,11 @@ import kernels
 from evals.records.errors import UserError
 from evals.records.runs import RunConfig
 from evals.records.shards import Shards
-from models.offload import Offload, offload, record_bytes, tables_of
+from models.offload import Bits, Offload, offload, record_bytes, tables_of
 from models.transformer import Transformer
 
-FULL, BITS = 32, (16, 8, 4)
+FULL: Bits = 32
+BITS: tuple[Bits, ...] = (16, 8, 4)
 TOGETHER = 8  # windows
 
 

@@ -35,7 +35,7 @@ def resident(file: RowFile) -> int:
         ctypes.c_void_p(file.bytes_X.data_ptr()), ctypes.c_size_t(len(file.map)), there
     ):
         raise OSError(ctypes.get_errno(), "mincore")
-    return PAGE * int((np.frombuffer(there, np.uint8) & 1).sum())
+    return PAGE * int((np.frombuffer(bytes(there), np.uint8) & 1).sum())
 
 
 class Cache:
