@@ -48,6 +48,7 @@ BORROWED = {
     "diagnosis": lambda results: "diagnosis" in results,
     "questions": lambda results: "questions" in results and (results["questions"]["state"] != "not tested").any(),
     "speed": lambda results: "speed" in results,
+    "offload": lambda results: "offload" in results or "offload_loss" in results,
     "tuning": lambda results: "tuning" in results,
     "coordinates": lambda results: "coordinates" in results,
 }

@@ -37,6 +37,10 @@ WRITER = {
     "diagnosis": "“python -m evals.claims.diagnosis” writes it",
     "coordinates": "“snakemake coordinates” writes it",
     "questions": "“snakemake questions” writes it",
+    "offload": "“snakemake offload” writes it",
+    "offload_disk": "“snakemake offload” writes it",
+    "offload_hits": "“snakemake offload” writes it",
+    "offload_loss": "“snakemake offload” writes it",
     "where": "“snakemake questions” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")

@@ -16,6 +16,7 @@ from reports.health import health
 from reports.latency import latency
 from reports.losses import losses
 from reports.matched import matched
+from reports.offload import offload
 from reports.placebos import placebos
 from reports.questions import questions
 from reports.runs import runs
@@ -37,6 +38,7 @@ SECTIONS = (
     ("evaluations", "Evaluation", evaluations),
     ("latency", "Latency", latency),
     ("access", "Memory access", access),
+    ("offload", "Tables larger than memory", offload),
     ("matched", "Matched compute", matched),
     ("speed", "Training speed", speed),
     ("health", "Health of sparse layers", health),

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from evals.decode.settings import GPUS, Latency
+from evals.offload.settings import Offload
 from evals.records import strict
 from evals.records.errors import UserError
 from evals.records.recipe import Count, CountOrNone, Names, Positive, Seeds, Train
@@ -100,6 +101,7 @@ class Measure:
 
     latency: Latency | None = None
     evals: Evals | None = None
+    offload: Offload | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,7 @@ class Preset:
             ("transfer_size", [self.transfer_size] if self.transfer_size else [], self.sizes),
             ("measure.latency.size", [self.measure.latency.size] if self.measure.latency else [], self.sizes),
             ("measure.latency.archs", self.measure.latency.archs if self.measure.latency else (), self.archs),
+            ("measure.offload.arch", [self.measure.offload.arch] if self.measure.offload else [], self.archs),
         ):
             for name in chosen:
                 if name not in known:

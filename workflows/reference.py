@@ -54,6 +54,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("peers", "growth"), ("peers",)),
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
+    **dict.fromkeys(("offload", "offload_disk", "offload_hits", "offload_loss"), ("offload",)),
     **dict.fromkeys(("questions", "where"), ("questions",)),
 }
 

@@ -36,6 +36,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "speed": ("workflows.speed", ARCHITECTURES),
     "peers": ("evals.growth", ARCHITECTURES),
     "coordinates": ("workflows.coordinates", ARCHITECTURES),
+    "offload": ("evals.offload.measure", ARCHITECTURES),
     "diagnosis": ("evals.claims.diagnosis",),
     "questions": ("evals.questions.ask",),
     "report": ("reports.build",),

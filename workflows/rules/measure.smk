@@ -341,6 +341,43 @@ rule peers:
         " && exec {PYTHON:q} -m evals.growth --out {output.growth:q}"
 
 
+# Value tables larger than memory: their files, one at a time, take 16 GB of the cache folder. Asks for the weights of the runs
+# of the grid that have value tables; those that were adopted have none and are left out.
+OFFLOADED = [
+    run
+    for run in GRID["grid"]
+    if any(
+        row["arch"] == GRID["runs"][run]["arch"] and row.get("n_keys")
+        for row in GRID["matched"]
+    )
+]
+if LATENCY and GRID["measure"].get("offload") and OFFLOADED:
+
+    rule offload:
+        input:
+            f"{RESULTS}/latency.yaml",
+            trained(OFFLOADED),
+        output:
+            times=f"{RESULTS}/offload.csv",
+            disk=f"{RESULTS}/offload_disk.csv",
+            hits=f"{RESULTS}/offload_hits.csv",
+            loss=f"{RESULTS}/offload_loss.csv",
+        log:
+            f"{RESULTS}/logs/offload.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/offload.tsv"
+        threads: MOST_THREADS
+        resources:
+            timing=1,
+        params:
+            runs=OFFLOADED,
+            asked=GRID["measure"]["offload"],
+            source=source_of("offload"),
+        shell:
+            LOGGED
+            + "exec {PYTHON:q} -m evals.offload.measure --results {RESULTS:q} --runs {params.runs:q} --out {RESULTS:q}"
+
+
 rule coordinates:
     output:
         f"{RESULTS}/coordinates.csv",
