@@ -44,6 +44,7 @@ BORROWED = {
     "placebos": lambda results: "arms" in results and (results["arms"]["chain"] == PLACEBOS).any(),
     "diagnosis": lambda results: "diagnosis" in results,
     "questions": lambda results: "questions" in results and (results["questions"]["state"] != "not tested").any(),
+    "forgetting": lambda results: "forgetting" in results,
     "speed": lambda results: "speed" in results,
     "tuning": lambda results: "tuning" in results,
     "coordinates": lambda results: "coordinates" in results,

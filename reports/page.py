@@ -38,6 +38,7 @@ WRITER = {
     "coordinates": "“snakemake coordinates” writes it",
     "questions": "“snakemake questions” writes it",
     "where": "“snakemake questions” writes it",
+    "forgetting": "“snakemake forgetting” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 

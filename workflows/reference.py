@@ -55,6 +55,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
     **dict.fromkeys(("questions", "where"), ("questions",)),
+    "forgetting": ("forgetting",),
 }
 
 

@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "coordinates": ("workflows.coordinates", ARCHITECTURES),
     "diagnosis": ("evals.claims.diagnosis",),
     "questions": ("evals.questions.ask",),
+    "forgetting": ("evals.forgetting.measure", ARCHITECTURES),
     "report": ("reports.build",),
 }
 # They check, write and explain; numbers do not depend on them.

@@ -23,6 +23,7 @@ rule report:
             "growth.csv",
             "diagnosis.csv",
             "coordinates.csv",
+            "forgetting.csv",
         ),
         reference=f"{workflow.basedir}/results/reference",
         lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),

@@ -1,0 +1,67 @@
+"""What is taught, for how long, and where the ways of teaching are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evals.records.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to teach a trained model. Every way is tried with equally many learning rates, a factor `STEP` apart."""
+
+    name: Literal["full", "lora", "slots"]
+    lowest: float
+    optimizer: Literal["adamw", "sgd"]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return tuple(self.lowest * STEP**power for power in range(TRIALS))
+
+
+TRIALS, STEP, WARMUP = 5, 3.0, 10
+WAYS = (
+    Way(name="full", lowest=1e-4, optimizer="adamw"),
+    Way(name="lora", lowest=1e-3, optimizer="adamw"),
+    Way(name="slots", lowest=3e-3, optimizer="adamw"),
+)
+
+
+def _word(default: Any, says: str) -> Any:
+    return field(default=default, metadata={"help": says})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One experiment; all ways and architectures share it.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    level: float = _word(0.7, "share of the new facts at which the ways are compared")
+    stop: float = _word(0.9, "share of the new facts at which a way may stop")
+    passes: int = _word(60, "at most so many biographies of each new person are read")
+    every: int = _word(3, "passes between two points of a curve")
+    people: int = _word(20, "new people, and old ones that are asked about; each has five facts")
+    batch: int = _word(10, "biographies of one step")
+    old_level: float = _word(0.8, "share of the old facts that a model knows before it is taught; it reads on until then")
+    old_passes: int = _word(90, "at most so many biographies of each old person are read for that")
+    background: int = _word(256, "windows of training text that say which rows are read anyway")
+    slots: int = _word(1024, "rows of each value table that the way `slots` trains")
+    rank: int = _word(8, "of LoRA's adapters; alpha is twice that")
+    text_tokens: int = _word(8192, "held-out tokens of each source that forgetting is measured on")
+
+    def __post_init__(self) -> None:
+        for name in ("level", "stop", "old_level"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give a share above 0, at most 1")
+        if self.stop < self.level:
+            raise UserError(f"stop {self.stop} is below level {self.level}: no way would get to where they are compared")
+        for name in ("passes", "every", "batch", "background", "slots", "rank", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give a whole number from 1 up")
+        if self.people < 2:
+            raise UserError(f"people is {self.people}: a question needs two answers, so give 2 or more")
