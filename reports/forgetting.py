@@ -32,9 +32,7 @@ def forgetting(results: Results) -> Iterator:
         "too few of the old facts first read on about them, for all ways alike."
     )
     yield from (Text(sentence(frame, arch)) for arch in archs)
-    words = (
-        "Change of the loss on held-out text (top: up is forgotten) and old facts known (bottom: down is forgotten) by "
-    )
+    words = "Change of the loss on held-out text (top: up is forgotten) and old facts known (bottom: down is forgotten) by "
     words += "the share of the new facts known, a line a seed: solid all parameters, dashed LoRA, dotted slots alone."
     yield Picture("forgetting.csv", words, context, list(_panels(results, frame, archs)), archs, badges)
     yield _compared(frame, archs, context, badges)
@@ -52,15 +50,19 @@ def sentence(frame: pd.DataFrame, arch: str) -> str:
         if not found:
             return f"{name} was not compared: no seed learned enough in every way{missed}."
         means = {way: stats.mean(list(found[way].values())).value for way in WAYS if way in found}
-        each = ", ".join(f"{mean:{form}} by {NAMES[way]}" for way, mean in means.items())
+        each = ", ".join(f"{signed(mean, form)} by {NAMES[way]}" for way, mean in means.items())
         part = f"{each} ({unit})"
         if "slots" in found:
             gap = against_least(found, "slots", [way for way in found if way != "slots"])
             told = "not told apart" if not gap.bounded or gap.low <= 0 <= gap.high else "less" if gap.high < 0 else "more"
-            part += f", slots alone against the better of the others {gap.value:{form}} "
+            part += f", slots alone against the better of the others {signed(gap.value, form)} "
             part += f"[{interval(gap.low, gap.high, form)}], {told}" if gap.bounded else "(one seed: undecided)"
         parts.append(part)
-    return f"{name} forgets {'; '.join(parts)}{missed}.".replace("-", "−")
+    return f"{name} forgets {'; '.join(parts)}{missed}."
+
+
+def signed(value: float, form: str) -> str:
+    return f"{value:{form}}".replace("-", "−")
 
 
 def _panels(results: Results, frame: pd.DataFrame, archs: list[str]) -> Iterator:

@@ -48,7 +48,7 @@ class School:
         self.old = acquaintances(self.bios, settings.people)
         self.reader = Reader(opened.tokenizer, min(self.shards.align, self.model.cfg.seq_len))
         self.lm = ModelLM(self.model, opened.tokenizer, device=device)
-        rate = self.config.train.lr * self.config.train.final_lr  # that its training ended with
+        rate = settings.old_rate * self.config.train.lr
         exam = self.exam(0, "validation")
         revised(self.model, self.old, exam, self.reader, self.shards.train, settings, rate, self.config.seed)
 
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs of one architecture and size")
     what.add_argument("--join", type=Path, nargs="+", help="tables of several architectures to put into one")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write, of the table forgetting")
-    parser.add_argument("--device", default="cpu", help="that the models are taught on (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     for setting in dataclasses.fields(Settings):
         flag, says = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
         parser.add_argument(flag, type=type(setting.default), default=setting.default, help=f"{says} (default: %(default)s)")

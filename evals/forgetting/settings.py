@@ -23,7 +23,7 @@ class Way:
 
 TRIALS, STEP, WARMUP = 5, 3.0, 10
 WAYS = (
-    Way(name="full", lowest=1e-4, optimizer="adamw"),
+    Way(name="full", lowest=3e-4, optimizer="adamw"),
     Way(name="lora", lowest=1e-3, optimizer="adamw"),
     Way(name="slots", lowest=3e-3, optimizer="adamw"),
 )
@@ -44,15 +44,16 @@ class Settings:
     level: float = _word(0.7, "share of the new facts at which the ways are compared")
     stop: float = _word(0.9, "share of the new facts at which a way may stop")
     passes: int = _word(60, "at most so many biographies of each new person are read")
-    every: int = _word(3, "passes between two points of a curve")
-    people: int = _word(20, "new people, and old ones that are asked about; each has five facts")
-    batch: int = _word(10, "biographies of one step")
+    every: int = _word(4, "passes between two points of a curve")
+    people: int = _word(12, "new people, and old ones that are asked about; each has five facts")
+    batch: int = _word(4, "biographies of one step")
     old_level: float = _word(0.8, "share of the old facts that a model knows before it is taught; it reads on until then")
     old_passes: int = _word(90, "at most so many biographies of each old person are read for that")
+    old_rate: float = _word(0.3, "learning rate of that, in units of the highest that the run was trained with")
     background: int = _word(256, "windows of training text that say which rows are read anyway")
     slots: int = _word(1024, "rows of each value table that the way `slots` trains")
     rank: int = _word(8, "of LoRA's adapters; alpha is twice that")
-    text_tokens: int = _word(8192, "held-out tokens of each source that forgetting is measured on")
+    text_tokens: int = _word(4096, "held-out tokens of each source that forgetting is measured on")
 
     def __post_init__(self) -> None:
         for name in ("level", "stop", "old_level"):

@@ -31,15 +31,17 @@ def tables(model: Transformer) -> dict[str, Any]:
 def documents_reads(model: Transformer, batches: Iterable[Batch]) -> dict[str, list[Tensor]]:
     """Rows that each document (a row of a batch, padding left out) reads of each table, (X,) with repeats."""
     model.eval()
+    model.refresh()
+    device = model.embedding.weight.device
     found: dict[str, list[Tensor]] = {name: [] for name in tables(model)}
     for tokens_BT, targets_BT in batches:
         with recorded(model) as reads:
-            model.hidden(tokens_BT)
+            model.hidden(tokens_BT.to(device))
         here: dict[str, list[list[Tensor]]] = {name: [[] for _ in tokens_BT] for name in found}
         for name, table in tables(model).items():
             for read in reads:
                 if any(bank is table.values_NC for bank in read.tables):
-                    index_BTM = read.index_TM.view(*tokens_BT.shape, -1)
+                    index_BTM = read.index_TM.view(*tokens_BT.shape, -1).cpu()
                     for document, (index_TM, target_T) in enumerate(zip(index_BTM, targets_BT, strict=True)):
                         here[name][document].append(index_TM[target_T != IGNORED].flatten())
         for name, parts in here.items():
@@ -76,7 +78,7 @@ def only(model: Transformer, rows: dict[str, Tensor]) -> list[Tensor]:
     learning = []
     for name, table in tables(model).items():
         values_NC = table.values_NC.requires_grad_(True)
-        mask_N1 = torch.zeros(len(values_NC), 1)
+        mask_N1 = torch.zeros(len(values_NC), 1, device=values_NC.device)
         mask_N1[rows[name]] = 1.0
         values_NC.register_hook(lambda gradient, mask_N1=mask_N1: gradient * mask_N1)
         learning.append(values_NC)

@@ -62,7 +62,10 @@ class Exam:
         self.texts = {name: t for name, t in getattr(shards, split).items() if sources[name].get("headline", True)}
         self.shares = {name: sources[name]["tokens"]["train"] for name in self.texts}
 
-    def marks(self, questions: Questions) -> tuple[float, float]:
+    def knows(self, model: Transformer, questions: Questions) -> tuple[float, float]:
+        """`Questions.marks` of a model."""
+        self.lm.model = model.eval()
+        model.refresh()
         return questions.marks(np.array([total for total, _ in self.lm.loglikelihood(questions.requests)]))
 
     def text(self) -> np.ndarray:
@@ -78,9 +81,8 @@ class Exam:
         return np.concatenate(list(found.values()))
 
     def sit(self, model: Transformer, passes: float = 0, tokens: float = 0) -> Point:
-        self.lm.model = model.eval()
-        model.refresh()
-        return Point(passes, tokens, self.marks(self.new)[0], *self.marks(self.old), self.text())
+        known, _ = self.knows(model, self.new)
+        return Point(passes, tokens, known, *self.knows(model, self.old), self.text())
 
     def change(self, before: Point, after: Point) -> tuple[float, float]:
         """Mean change of the loss on text, paired by window, and its standard error over the windows."""
@@ -122,21 +124,17 @@ def windows(tokens: np.ndarray, seq_len: int, n: int, seed: int) -> Iterator[tup
 
 def revised(
     model: Transformer, old: BioS, exam: Exam, reader: Reader, train: np.ndarray, settings: Settings, rate: float, seed: int
-) -> Point:
+) -> None:
     """Lets the model itself read on, biographies of old people beside as much training text, until it knows their facts.
 
     A small model of a short run has seen each fact too seldom to have anything to forget. One that knows `old_level` of them
-    is left alone. Returns what it knows then.
+    is left alone.
     """
-    found = exam.sit(model)
     texts, pupil = None, Pupil(model, torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0), 0)
-    for nth, documents in enumerate(reader.passes(old, settings.old_passes, seed), 1):
-        if found.old_known >= settings.old_level:
+    for nth, documents in enumerate(reader.passes(old, settings.old_passes, seed)):
+        if nth % (2 * settings.every) == 0 and exam.knows(model, exam.old)[0] >= settings.old_level:
             break
         for start in range(0, len(documents), settings.batch):
             batch = reader.batch(documents[start : start + settings.batch])
             texts = texts or windows(train, model.cfg.seq_len, max(1, round(batch[0].numel() / model.cfg.seq_len)), seed)
             pupil.step(batch, next(texts))
-        if nth % settings.every == 0:
-            found = exam.sit(model)
-    return found

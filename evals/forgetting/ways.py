@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def pupil(model: Transformer, way: Way, rate: float, rank: int, rows: dict[str, 
             adapted(copy, rank)
         learning = [parameter for parameter in copy.parameters() if parameter.requires_grad]
         trained = sum(parameter.numel() for parameter in learning)
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[way.optimizer]
+    kind: Any = torch.optim.AdamW if way.optimizer == "adamw" else torch.optim.SGD
     return Pupil(copy, kind(learning, lr=rate, weight_decay=0.0), trained)
 
 

@@ -13,6 +13,7 @@ import synthetic_folder
 import synthetic_laws
 from synthetic import row
 from synthetic_folder import ARCHS, run_row
+from synthetic_forgetting import forgetting
 
 from evals.claims import diagnosis
 from evals.records import schema
@@ -45,7 +46,7 @@ def folder(path: Path, seeds: int = 1) -> Path:
     arms, runs = (pd.DataFrame(tables[name]) for name in ("arms", "runs"))
     tables["diagnosis"] = diagnosis.diagnose(arms, runs, {"diagnosis_softmax": TOPIC})
     tables["coordinates"] = list(coordinates())
-    tables |= {"questions": list(questions()), "where": list(gains())}
+    tables |= {"questions": list(questions()), "where": list(gains()), "forgetting": list(forgetting())}
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", name, rows)
     synthetic_laws.write(path)

@@ -316,6 +316,8 @@ rule teach:
         RESULTS + "/benchmarks/forgetting.{taught}.tsv"
     wildcard_constraints:
         taught="|".join(map(re.escape, TAUGHT)) or "none",
+    resources:
+        gpu=GPU,
     params:
         folders=lambda wildcards: [
             f"{RESULTS}/runs/{run}"

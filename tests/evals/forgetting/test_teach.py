@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from forgetting_models import ARCHS, BIOS, build, shards, tokenizer
+from synthetic_forgetting import forgetting
 
 from evals.forgetting import measure
 from evals.forgetting.people import Reader, acquaintances, newcomers
@@ -17,7 +18,7 @@ from evals.records import schema
 from evals.records.errors import UserError
 from evals.scores.lm import ModelLM
 
-TINY = Settings(passes=4, every=2, people=3, batch=2, background=4, slots=5, rank=2, text_tokens=96, old_passes=2)
+TINY = Settings(passes=2, every=1, people=3, batch=3, background=4, slots=5, rank=2, text_tokens=96, old_passes=2)
 
 
 def curve(*known):
@@ -129,7 +130,7 @@ def finished(made, monkeypatch):
 
     def config(folder):
         arch, _, seed = folder.name.split("-")
-        train = SimpleNamespace(lr=1e-2, final_lr=0.1)
+        train = SimpleNamespace(lr=1e-2)
         return SimpleNamespace(run=folder.name, arch=arch, size="xs", seed=int(seed[1:]), train=train)
 
     monkeypatch.setattr(measure, "load_run", config)
@@ -163,11 +164,8 @@ def test_a_corpus_without_people_is_one_sentence(finished, made, monkeypatch, tm
 
 
 def test_tables_of_several_architectures_are_joined(tmp_path):
-    from synthetic_forgetting import forgetting
-
-    for arch in ("dense", "ultramem"):
-        schema.write(tmp_path / f"{arch}.csv", "forgetting", forgetting((arch,)))
-    measure.main(
-        ["--join", *(str(tmp_path / f"{arch}.csv") for arch in ("dense", "ultramem")), "--out", str(tmp_path / "all.csv")]
-    )
+    parts = [tmp_path / f"{arch}.csv" for arch in ("dense", "ultramem")]
+    for part in parts:
+        schema.write(part, "forgetting", forgetting((part.stem,)))
+    measure.main(["--join", *map(str, parts), "--out", str(tmp_path / "all.csv")])
     assert list(schema.read(tmp_path / "all.csv", "forgetting").arch.unique()) == ["dense", "ultramem"]
