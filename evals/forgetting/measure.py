@@ -3,17 +3,18 @@
     python -m evals.forgetting.measure --runs results/cpu/runs/pkm-d64-s0 results/cpu/runs/pkm-d64-s1 --out pkm.csv
     python -m evals.forgetting.measure --join pkm.csv dense.csv --out forgetting.csv
 
-Each way's rate is chosen on the first run, with people of its own and on validation text: of equally many rates for each way
-the one that forgets least of the text where it knows `level` of the new facts. Then every run is taught by its seed's people,
-and measured on test text. A run that knows too little of the corpus's own people first reads on (`teach.revised`), once for
-all ways.
+Each way's rate is searched for on the first run, with people of its own and on validation text, by one rule and with equally
+many trials: the one that forgets least of the text where it knows `level` of the new facts. Then every run is taught by its
+seed's people, and measured on test text. A run that knows too little of the corpus's own people first reads on
+(`teach.revised`), once for all ways.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from evals.forgetting import slots
 from evals.forgetting.people import Reader, acquaintances, newcomers
-from evals.forgetting.settings import WAYS, Settings, Way
+from evals.forgetting.settings import STEP, TRIALS, WAYS, Settings, Way
 from evals.forgetting.teach import Exam, Point, at_level, revised, taught, windows
 from evals.forgetting.ways import pupil
 from evals.load import open_run
@@ -101,20 +102,40 @@ class Lesson:
                 "text_stderr": error,
             }
 
+    def trial(self, way: Way, rate: float) -> dict[str, Any]:
+        """Where a way first knows the level at a rate, or its end."""
+        return list(self.curve(way, rate, self.school.settings.level))[-1]
 
-def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trial of a way that forgets least of the text at the level; if none got there, the one that knows most."""
-    reached = [trial for trial in trials if trial["reached"]]
-    return min(reached, key=lambda t: t["text_change"]) if reached else max(trials, key=lambda t: t["known"])
+
+def cost(trial: dict[str, Any]) -> tuple[bool, float]:
+    """By which trials are ranked: what is forgotten of the text at the level, or what is not known where it was not reached."""
+    return (False, trial["text_change"]) if trial["reached"] else (True, -trial["known"])
+
+
+def search(trial: Callable[[float], dict[str, Any]], start: float) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
+    """`TRIALS` trials of learning rates, the best of them, and whether it is the lowest or highest tried.
+
+    From `start` and a factor `STEP` to both sides on towards the better side until the best lies inside, then halfway to
+    its better neighbour: the same rule and number for every way.
+    """
+    tried = {power: trial(start * STEP**power) for power in (0.0, 1.0, -1.0)}
+    while len(tried) < TRIALS:
+        best = min(tried, key=lambda power: cost(tried[power]))
+        if best in (min(tried), max(tried)):
+            power = best + (1.0 if best == max(tried) else -1.0)
+        else:
+            beside = max(power for power in tried if power < best), min(power for power in tried if power > best)
+            power = (best + min(beside, key=lambda power: cost(tried[power]))) / 2
+        tried[power] = trial(start * STEP**power)
+    best = min(tried, key=lambda power: cost(tried[power]))
+    return [tried[power] for power in sorted(tried)], tried[best], best in (min(tried), max(tried))
 
 
 def tuned(school: School) -> Iterator[dict[str, Any]]:
     """Rows of kind "tuning": every way at each of its rates, where it first knows the level (or at its end)."""
     lesson = school.lesson(school.exam(0, "validation"), 0)
     for way in school.ways():
-        trials = [list(lesson.curve(way, rate, school.settings.level))[-1] for rate in way.rates]
-        winner = best(trials)
-        edge = winner["lr"] in (way.rates[0], way.rates[-1])
+        trials, winner, edge = search(partial(lesson.trial, way), way.start)
         for trial in trials:
             yield trial | {"kind": "tuning", "chosen": trial is winner, "edge": edge}
 

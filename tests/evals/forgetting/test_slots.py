@@ -9,12 +9,10 @@ from evals.forgetting.people import IGNORED
 from evals.forgetting.settings import Way
 from evals.forgetting.ways import pupil
 
-SLOTS = Way(name="slots", lowest=1e-2, optimizer="adamw")
-
 
 def test_the_score_prefers_what_the_new_facts_read_and_the_background_does_not():
     new = [torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 3])]
-    background = [torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([0, 4, 4])]
+    background = [torch.tensor([0, 1, 1]), torch.tensor([0]), torch.tensor([0, 4, 4])]
     score = slots.tf_idf(new, background, 6)
     share = torch.tensor([5, 2, 1, 1, 0, 0], dtype=torch.float64) / 9
     idf = (4 / (1 + torch.tensor([3, 1, 0, 0, 1, 0], dtype=torch.float64))).log()
@@ -42,7 +40,7 @@ def test_nothing_but_the_values_of_chosen_rows_moves(arch, optimizer):
     model, batch = build(MEMORIES[arch]), documents(lengths=(9, 12), seed=1)
     rows = slots.chosen(model, [batch], [documents(lengths=(12,), seed=2)], 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    learner = pupil(model, Way(name="slots", lowest=1e-2, optimizer=optimizer), 1e-2, 4, rows, 0)
+    learner = pupil(model, Way(name="slots", start=1e-2, optimizer=optimizer), 1e-2, 4, rows, 0)
     for _ in range(4):
         learner.step(batch)
     after = learner.model.state_dict()

@@ -1,5 +1,6 @@
 """Ways are compared where they know as much; what is measured is paired; and a tiny model goes through the whole of it."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from synthetic_forgetting import forgetting
 
 from evals.forgetting import measure
 from evals.forgetting.people import Reader, acquaintances, newcomers
-from evals.forgetting.settings import WAYS, Settings
+from evals.forgetting.settings import STEP, TRIALS, WAYS, Settings
 from evals.forgetting.teach import Exam, Point, at_level, revised, taught, windows
 from evals.forgetting.ways import pupil
 from evals.load import Opened
@@ -37,13 +38,33 @@ def test_ways_are_compared_between_the_points_around_the_level():
 
 
 @pytest.mark.parametrize(
-    ("trials", "rate"),
-    [([(1, True, 0.3), (2, True, 0.1), (3, False, 0.0)], 2), ([(1, False, 0.3), (2, False, 0.1)], 2)],
-    ids=["forgets least of those that got there", "knows most where none did"],
+    ("optimum", "found", "edge"),
+    [(0.0, 0.0, False), (-0.4, -0.5, False), (1.4, 1.5, False), (-2.2, -2.0, False), (9.0, 3.0, True), (-9.0, -3.0, True)],
 )
-def test_the_chosen_rate(trials, rate):
-    rows = [{"lr": lr, "reached": reached, "text_change": change, "known": 0.1 * lr} for lr, reached, change in trials]
-    assert measure.best(rows)["lr"] == rate
+def test_the_search_goes_on_to_the_better_side_and_takes_as_many_trials_everywhere(optimum, found, edge):
+    asked = []
+
+    def trial(rate):
+        power = math.log(rate / 0.01, STEP)
+        asked.append(power)
+        return {"reached": True, "text_change": abs(power - optimum), "known": 0.7, "lr": rate}
+
+    trials, winner, on_edge = measure.search(trial, 0.01)
+    assert len(asked) == len(trials) == TRIALS
+    assert [row["lr"] for row in trials] == sorted(row["lr"] for row in trials)
+    assert math.log(winner["lr"] / 0.01, STEP) == pytest.approx(found)
+    assert on_edge is edge
+
+
+def test_a_rate_that_does_not_get_there_never_wins_over_one_that_does():
+    def trial(rate):
+        return {"reached": rate > 0.05, "text_change": rate, "known": rate, "lr": rate}
+
+    _, winner, _ = measure.search(trial, 0.01)
+    assert 0.05 < winner["lr"] < 0.1
+    _, winner, edge = measure.search(lambda rate: trial(rate) | {"reached": False}, 1e-4)
+    assert winner["lr"] == pytest.approx(27e-4)  # knows most
+    assert edge
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +165,7 @@ def test_runs_become_rows(finished, arch, ways, tmp_path):
     schema.write(tmp_path / "forgetting.csv", "forgetting", found)
     frame = schema.read(tmp_path / "forgetting.csv", "forgetting")
     tried = frame[frame.kind == "tuning"]
-    assert tried.groupby("way").size().to_dict() == dict.fromkeys(ways, len(WAYS[0].rates))
+    assert tried.groupby("way").size().to_dict() == dict.fromkeys(ways, TRIALS)
     assert tried[tried.chosen.fillna(False).astype(bool)].way.tolist() == ways
     assert set(tried.run) == {folders[0].name}
     chosen = tried[tried.chosen.fillna(False).astype(bool)].set_index("way").lr
