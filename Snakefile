@@ -1,7 +1,7 @@
 # snakemake --cores all                                  the default preset, to reports/cpu.html
 # snakemake --cores all --config preset=smoke            another preset
 # snakemake --cores all ablation_ultramem_v2             one ablation; see workflows/configs/ablations.yaml
-# snakemake --cores all latency                          one stage: access evaluate latency modelled claims fits questions speed peers coordinates
+# snakemake --cores all latency                          one stage: access evaluate latency modelled claims fits questions forgetting speed peers coordinates
 # snakemake plan --cores 1 --config preset=paper gpu=H100 gpus=64   hours, memory and disk, before anything runs
 import json
 import os

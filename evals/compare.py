@@ -86,7 +86,7 @@ KEYS = {
 }
 # What follows from other tables, times and predictions of one machine, and which commit made what.
 UNCOMPARED = ("fits", "ranking", "equivalents", "questions", "where", "speed", "step", "growth", "cost", "plan", "provenance")
-UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss")
+UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss", "forgetting")
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
 # A column that the schema does not have (yet) is passed over.

@@ -47,6 +47,7 @@ BORROWED = {
     "placebos": lambda results: "arms" in results and (results["arms"]["chain"] == PLACEBOS).any(),
     "diagnosis": lambda results: "diagnosis" in results,
     "questions": lambda results: "questions" in results and (results["questions"]["state"] != "not tested").any(),
+    "forgetting": lambda results: "forgetting" in results,
     "speed": lambda results: "speed" in results,
     "offload": lambda results: "offload" in results or "offload_loss" in results,
     "tuning": lambda results: "tuning" in results,

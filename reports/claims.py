@@ -44,9 +44,10 @@ def claims(results: Results) -> Iterator:
     header = ["id", "verdict", "claim", "reason", "published", "ours", "95 % interval", "n", "n needed", "kind", "test"]
     yield Table(
         "claims.csv",
-        "The claims of both papers (P1 UltraMem, P2 UltraMemV2) and of what is said about them (blog). A verdict holds "
-        "at the scale that was run and no further. Kind: what could show it; test: claims that share one measurement are "
-        "one test; n needed: seeds that would show the claimed effect. Hover over a claim for its metric.",
+        "The claims of both papers (P1 UltraMem, P2 UltraMemV2), of what is said about them (blog) and of other papers about "
+        "memory layers. A verdict holds at the scale that was run and no further. Kind: what could show it; test: claims that "
+        "share one measurement are one test; n needed: seeds that would show the claimed effect. Hover over a claim for its "
+        "metric.",
         results.context(results.grid),
         [*header, "runs", "scale", "source"],
         rows,

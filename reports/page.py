@@ -42,6 +42,7 @@ WRITER = {
     "offload_hits": "“snakemake offload” writes it",
     "offload_loss": "“snakemake offload” writes it",
     "where": "“snakemake questions” writes it",
+    "forgetting": "“snakemake forgetting” writes it",
 }
 LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
 

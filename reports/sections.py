@@ -12,6 +12,7 @@ from reports.cost import cost
 from reports.data import data
 from reports.diagnosis import diagnosis
 from reports.evaluations import evaluations
+from reports.forgetting import forgetting
 from reports.health import health
 from reports.latency import latency
 from reports.losses import losses
@@ -33,6 +34,7 @@ SECTIONS = (
     ("scaling", "Loss against cost", scaling),
     ("questions", "Questions nobody has answered", questions),
     ("placebos", "Placebos", placebos),
+    ("forgetting", "Learning without forgetting", forgetting),
     ("ablations", "Ablations", ablations),
     ("diagnosis", "Anomalies settled", diagnosis),
     ("evaluations", "Evaluation", evaluations),

@@ -56,6 +56,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "coordinates": ("coordinates",),
     **dict.fromkeys(("offload", "offload_disk", "offload_hits", "offload_loss"), ("offload",)),
     **dict.fromkeys(("questions", "where"), ("questions",)),
+    "forgetting": ("forgetting",),
 }
 
 

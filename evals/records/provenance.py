@@ -39,6 +39,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "offload": ("evals.offload.measure", ARCHITECTURES),
     "diagnosis": ("evals.claims.diagnosis",),
     "questions": ("evals.questions.ask",),
+    "forgetting": ("evals.forgetting.measure", ARCHITECTURES),
     "report": ("reports.build",),
 }
 # They check, write and explain; numbers do not depend on them.

@@ -14,6 +14,7 @@ import synthetic_laws
 import synthetic_offload
 from synthetic import row
 from synthetic_folder import ARCHS, run_row
+from synthetic_forgetting import forgetting
 
 from evals.claims import diagnosis
 from evals.records import schema
@@ -46,7 +47,8 @@ def folder(path: Path, seeds: int = 1) -> Path:
     arms, runs = (pd.DataFrame(tables[name]) for name in ("arms", "runs"))
     tables["diagnosis"] = diagnosis.diagnose(arms, runs, {"diagnosis_softmax": TOPIC})
     tables["coordinates"] = list(coordinates())
-    tables |= {"questions": list(questions()), "where": list(gains())} | synthetic_offload.tables()
+    tables |= {"questions": list(questions()), "where": list(gains()), "forgetting": list(forgetting())}
+    tables |= synthetic_offload.tables()
     for name, rows in tables.items():
         schema.write(path / f"{name}.csv", name, rows)
     synthetic_laws.write(path)

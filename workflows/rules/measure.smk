@@ -232,6 +232,7 @@ rule claims:
         f"{RESULTS}/logs/claims.log",
     params:
         source=source_of("claims"),
+        asked_for=contents(RESULTS, "forgetting.csv"),
         ledger=contents(
             f"{workflow.basedir}/evals",
             "claims/claims.yaml",
@@ -275,6 +276,71 @@ rule questions:
     shell:
         LOGGED
         + "exec {PYTHON:q} -m evals.questions.ask --results {RESULTS:q} --out {output.answers:q} --where {output.where:q}"
+
+
+# New facts for trained models, and what each way to teach them makes a model forget: at the size that has the most seeds of all
+# these architectures, of those the largest. A job for each architecture; rates are chosen on its first seed.
+TAUGHT = [
+    arch
+    for arch in ("dense", "moe8", "ultramem", "ultramem_v2")
+    if any(GRID["runs"][run]["arch"] == arch for run in GRID["grid"])
+]
+
+
+def seeds_of(arch, size):
+    runs = [run for run in GRID["grid"] if GRID["runs"][run]["arch"] == arch]
+    return {
+        GRID["runs"][run]["seed"]: run
+        for run in runs
+        if GRID["runs"][run]["size"] == size
+    }
+
+
+TAUGHT_SIZE = max(
+    {GRID["runs"][run]["size"] for run in GRID["grid"]},
+    key=lambda size: (
+        min((len(seeds_of(arch, size)) for arch in TAUGHT), default=0),
+        cost_of(size),
+    ),
+)
+
+
+rule teach:
+    input:
+        lambda wildcards: trained(seeds_of(wildcards.taught, TAUGHT_SIZE).values()),
+    output:
+        RESULTS + "/forgetting/{taught}.csv",
+    log:
+        RESULTS + "/logs/forgetting.{taught}.log",
+    benchmark:
+        RESULTS + "/benchmarks/forgetting.{taught}.tsv"
+    wildcard_constraints:
+        taught="|".join(map(re.escape, TAUGHT)) or "none",
+    resources:
+        gpu=GPU,
+    params:
+        folders=lambda wildcards: [
+            f"{RESULTS}/runs/{run}"
+            for _, run in sorted(seeds_of(wildcards.taught, TAUGHT_SIZE).items())
+        ],
+        source=source_of("forgetting"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.forgetting.measure --runs {params.folders:q} --out {output:q}"
+
+
+rule forgetting:
+    input:
+        expand(RESULTS + "/forgetting/{taught}.csv", taught=TAUGHT),
+    output:
+        f"{RESULTS}/forgetting.csv",
+    log:
+        f"{RESULTS}/logs/forgetting.log",
+    params:
+        source=source_of("forgetting"),
+    shell:
+        LOGGED
+        + "exec {PYTHON:q} -m evals.forgetting.measure --join {input:q} --out {output:q}"
 
 
 # Not part of the default target; the report shows them once they are made.

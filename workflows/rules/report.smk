@@ -24,6 +24,7 @@ rule report:
             "diagnosis.csv",
             "coordinates.csv",
             "offload*.csv",
+            "forgetting.csv",
         ),
         reference=f"{workflow.basedir}/results/reference",
         lent=contents(f"{workflow.basedir}/results/reference", "*.csv"),

@@ -9,7 +9,7 @@ config that was run with several seeds (`stats.noise`), those of other quantitie
 papers' models, so the report can use `times.speedups`.
 """
 
-from evals.claims.evidence import counted, laws, losses, scores, times
+from evals.claims.evidence import counted, forgetting, laws, losses, scores, times
 from evals.claims.evidence.results import METRICS, Evidence, NotTested, Results
 
-__all__ = ["METRICS", "Evidence", "NotTested", "Results", "counted", "laws", "losses", "scores", "times"]
+__all__ = ["METRICS", "Evidence", "NotTested", "Results", "counted", "forgetting", "laws", "losses", "scores", "times"]

@@ -1,6 +1,6 @@
-"""Tables of questions that neither paper answers: what `evals.questions` makes of the trained runs."""
+"""Tables of questions that neither paper answers: what `evals.questions` and `evals.forgetting` make of the trained runs."""
 
-from evals.records.schema.column import ARCH, Column, number, text, whole
+from evals.records.schema.column import ARCH, RUN, Column, flag, number, text, whole
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "questions": (
@@ -47,5 +47,38 @@ TABLES: dict[str, tuple[Column, ...]] = {
         number("ci_high", "nats/token", "upper end of it", False),
         whole("n", "seeds", "behind the gain"),
         text("runs", "ids of the runs behind the gain and of their dense counterparts, apart by blanks"),
+    ),
+    "forgetting": (
+        RUN,
+        ARCH,
+        text("size", "name of the size in the preset"),
+        whole("seed", "", "of the run; its people and the order of their biographies are its own"),
+        text(
+            "way",
+            "what learns: all parameters, LoRA's adapters, or the value rows that the new facts read and text rarely does",
+            choices=("full", "lora", "slots"),
+        ),
+        text(
+            "kind",
+            "a point of a `curve`; where the curve first knows `level` of the new facts, on straight lines between its points "
+            "(its end, where it never does); or that of a trial of a rate, with other people and on validation text",
+            choices=("curve", "level", "tuning"),
+        ),
+        number("level", "fraction", "of the new facts at which the ways are compared"),
+        flag("reached", "whether the curve got to it; ways are compared only where all did"),
+        number("lr", "", "learning rate"),
+        text("optimizer", "`adamw` or `sgd`, without weight decay"),
+        flag("chosen", "whether the trial's rate is the one its way was taught with; empty for other kinds", False),
+        flag("edge", "whether that rate is the lowest or highest tried; empty for other kinds", False),
+        whole("trained", "parameters", "that may change"),
+        number("passes", "", "biographies read of each new person"),
+        number("tokens", "tokens", "read"),
+        number("known", "fraction", "of the new facts, right of up to ten choices"),
+        number("old_known", "fraction", "of the old facts, of people of the corpus"),
+        number("old_change", "fraction", "of the old facts, since before the teaching: below 0 is forgotten"),
+        number("old_loss_change", "nats", "that the right answer on an old fact costs among its choices, since before"),
+        number("text_loss", "nats/token", "on held-out text, sources weighted as in the headline"),
+        number("text_change", "nats/token", "of that since before, paired by window: above 0 is forgotten"),
+        number("text_stderr", "nats/token", "standard error of the change over windows"),
     ),
 }

@@ -134,7 +134,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "claims": (
         text("id", "of the claim"),
-        text("paper", "`P1` UltraMem, `P2` UltraMemV2, or `blog`"),
+        text("paper", "`P1` UltraMem, `P2` UltraMemV2, `blog`, or `other`: the paper that `source` names"),
         text("kind", "what could show it", choices=("arithmetic", "trained", "measured", "modelled")),
         text("test", "claim whose measurement it shares; its own id if none"),
         text("statement", "in our words"),
