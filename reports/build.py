@@ -47,6 +47,7 @@ BORROWED = {
     "speed": lambda results: "speed" in results,
     "tuning": lambda results: "tuning" in results,
     "coordinates": lambda results: "coordinates" in results,
+    "scale": lambda results: "scale" in results,
 }
 
 

@@ -19,6 +19,7 @@ from reports.matched import matched
 from reports.placebos import placebos
 from reports.provenance import provenance
 from reports.questions import questions
+from reports.scale import scale
 from reports.scaling import scaling
 from reports.speed import speed
 from reports.summary import summary
@@ -41,6 +42,7 @@ SECTIONS = (
     ("health", "Health of sparse layers", health),
     ("tuning", "Equal tuning and sensitivity", tuning),
     ("coordinates", "Coordinate check", coordinates),
+    ("scale", "The papers’ sizes on many GPUs", scale),
     ("cost", "Cost ledger", cost),
     ("data", "Data", data),
     ("provenance", "Provenance", provenance),

@@ -54,6 +54,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("peers", "growth"), ("peers",)),
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
+    "scale": ("scale", "evals/decode/gpus.yaml"),
     **dict.fromkeys(("questions", "where"), ("questions",)),
 }
 
