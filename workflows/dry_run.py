@@ -96,8 +96,8 @@ class Sized:
 
     @cached_property
     def addresses(self) -> int:
-        """Bytes of buffers, which every GPU holds whole."""
-        return sum(buffer.nbytes for buffer in self.built.buffers())
+        """Bytes of buffers, which every GPU holds whole; layers share one shuffle on a CPU and have copies on a GPU."""
+        return sum(buffer.nbytes for _, buffer in self.built.named_buffers(remove_duplicate=False))
 
     @cached_property
     def ask(self) -> Lookup | None:
