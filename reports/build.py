@@ -52,6 +52,7 @@ BORROWED = {
     "offload": lambda results: "offload" in results or "offload_loss" in results,
     "tuning": lambda results: "tuning" in results,
     "coordinates": lambda results: "coordinates" in results,
+    "scale": lambda results: "scale" in results,
 }
 
 

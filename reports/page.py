@@ -33,6 +33,7 @@ WRITER = {
     "ranking": "“snakemake fits” writes it",
     "equivalents": "“snakemake fits” writes it",
     "plan": "“snakemake plan” writes it",
+    "scale": "“snakemake plan” writes it",
     "cost": "the gathering stage writes it",
     "diagnosis": "“python -m evals.claims.diagnosis” writes it",
     "coordinates": "“snakemake coordinates” writes it",

@@ -21,6 +21,7 @@ from reports.offload import offload
 from reports.placebos import placebos
 from reports.questions import questions
 from reports.runs import runs
+from reports.scale import scale
 from reports.scaling import scaling
 from reports.speed import speed
 from reports.summary import summary
@@ -46,6 +47,7 @@ SECTIONS = (
     ("health", "Health of sparse layers", health),
     ("tuning", "Equal tuning and sensitivity", tuning),
     ("coordinates", "Coordinate check", coordinates),
+    ("scale", "The papers’ sizes on many GPUs", scale),
     ("cost", "Cost ledger", cost),
     ("data", "Data", data),
     ("terms", "Terms", terms),

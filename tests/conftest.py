@@ -12,6 +12,13 @@ LONG += ("workflows/test_ablate", "kernels/test_aot", "kernels/test_triton", "wo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if wanting := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in wanting:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
     def place(item: pytest.Item) -> int:
         return next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG))
 

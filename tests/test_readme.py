@@ -88,6 +88,7 @@ WORDS = {
     "results/gpu1": "results/tiny",
     "results/reference": "results/tiny",
     "FILE.csv": "fits.csv",
+    "FOLDER": "carried",
 }
 PEERS = shlex.quote(str(ROOT / ".cache/peers"))
 SMALL = {
@@ -101,6 +102,7 @@ SMALL = {
     "reports.poster": "",
     "kernels.aot": "--only topm_backward",
     "evals.access.declared": "",
+    "evals.gpu": "--corpus data",
     "evals.laws.fits": "--resamples 5",
 }
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
@@ -151,7 +153,16 @@ def test_the_table_is_read_whole():
 def test_snakemake_commands_run(folder):
     """Every target in one dry run of the smoke preset; what is beside training and the default target, really."""
     targets = list(dict.fromkeys(map(target, SNAKEMAKE)))
-    known = {"all", "plan", "speed", "peers", "tuning", *STAGES, *(f"ablation_{chain}" for chain in chains.load_chains())}
+    known = {
+        "all",
+        "gpu",
+        "plan",
+        "speed",
+        "peers",
+        "tuning",
+        *STAGES,
+        *(f"ablation_{chain}" for chain in chains.load_chains()),
+    }
     assert set(targets) <= known, "say here how a new target is run in small"
     told = snakemake(folder, "--dry-run", "--quiet", "host", "--printshellcmds", *targets, "--config", "preset=smoke")
     assert set(re.findall(r"^(\w+) +\d+$", told, re.M)) >= set(targets) - {"all"}

@@ -55,6 +55,7 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
     "diagnosis": ("diagnosis", "evals/claims/diagnosis.yaml"),
     "coordinates": ("coordinates",),
     **dict.fromkeys(("offload", "offload_disk", "offload_hits", "offload_loss"), ("offload",)),
+    "scale": ("scale", "evals/decode/gpus.yaml"),
     **dict.fromkeys(("questions", "where"), ("questions",)),
     "forgetting": ("forgetting",),
 }

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from evals.access.counted import kv_name
@@ -33,7 +32,7 @@ from evals.decode import machine
 from evals.decode.machine import Machine
 from evals.decode.roofline import estimate
 from evals.decode.settings import Latency
-from evals.decode.steps import DTYPES, Entry, Step, asked, build, foldable, load, ready, slots_only, step_of
+from evals.decode.steps import DTYPES, Entry, Step, asked, build, foldable, load, noisy, ready, slots_only, step_of
 from evals.decode.timers import Timer, timer
 from evals.records import options, schema
 from evals.records.errors import UserError, run
@@ -141,12 +140,21 @@ def row(cell: Cell, size: str, dtype: str, speeds: Machine, device: str) -> dict
     }
 
 
+def free_memory() -> int:
+    """Bytes of the GPU, or of the machine where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil  # here, because a machine that lends a GPU may not have it
+
+    return psutil.virtual_memory().available
+
+
 def too_large(models: list[ModelConfig], settings: Latency, itemsize: int) -> str | None:
     """A sentence where models and caches of one interleaved run would not fit into the machine's memory."""
     weights = sum(cfg.cost().params for cfg in models)
     cache = max(settings.batches) * sum(cfg.kv_bytes(settings.context, 1) for cfg in models)
     need = itemsize * (weights + cache)
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    free = free_memory()
     if need <= 0.9 * free:
         return None
     return (
@@ -219,7 +227,7 @@ def one_step(entries: list[Entry], settings: Latency, arch: str, batch: int, dty
     for what, name, known in (("architecture", arch, found), ("dtype", dtype, DTYPES)):
         if name not in known:
             raise UserError(f"{what} {name!r} is not one of {', '.join(known)}")
-    step = step_of(build(found[arch].cfg, DTYPES[dtype], torch.device(device)), batch, settings.context)
+    step = step_of(noisy(found[arch].cfg, DTYPES[dtype], device), batch, settings.context)
     step.tokens_B1.random_(found[arch].cfg.vocab_size, generator=torch.Generator(device).manual_seed(0))
     with torch.no_grad():
         with tuning():

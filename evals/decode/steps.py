@@ -25,7 +25,7 @@ from evals.records import strict
 from evals.records.errors import UserError
 from evals.records.runs import build_model
 from models.decode import DecodeState
-from models.transformer import ModelConfig, Transformer
+from models.transformer import ModelConfig, Transformer, rotary
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -72,6 +72,35 @@ def ready(model: Transformer, dtype: torch.dtype, device: torch.device) -> Trans
         if lay_out := getattr(module, "lay_out_for_decoding", None):
             lay_out()
     return model
+
+
+@torch.no_grad()
+def noisy(cfg: ModelConfig, dtype: torch.dtype, device: str) -> Transformer:
+    """A model by its shapes, filled with noise where it will lie: nothing of its size is ever held anywhere else.
+
+    Raises:
+        ValueError: it has a buffer that nobody here fills.
+    """
+    with torch.device("meta"):
+        model = cfg.build()
+    model = model.eval().requires_grad_(False).to(dtype).to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=0.02)
+    for name, buffer in zip(("cos_TK", "sin_TK"), rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta), strict=True):
+        getattr(model, name).copy_(buffer)
+    for number, memory in enumerate(model.memories):
+        memory.add_addresses(number)
+        memory.selector.u_Hr.fill_(1.0)
+        memory.selector.t_Hr.fill_(1.0)
+    filled = {"cos_TK", "sin_TK", "shuffle", "u_Hr", "t_Hr", "scale"}
+    for name, buffer in model.named_buffers():
+        if (last := name.rpartition(".")[2]) not in filled:
+            raise ValueError(f"buffer {name} of {cfg.arch.name} holds nothing: fill it")
+        if last == "scale":
+            buffer.fill_(1.0)
+    model.to(device)
+    model.refresh()
+    return ready(model, dtype, torch.device(device))
 
 
 class NoAttention(nn.Module):

@@ -33,6 +33,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "claims": ("evals.claims.ledger",),
     "fits": ("evals.laws.fits",),
     "plan": ("workflows.plan", ARCHITECTURES),
+    "scale": ("workflows.dry_run", ARCHITECTURES),
+    "gpu": ("evals.gpu", "workflows.train", ARCHITECTURES),
     "speed": ("workflows.speed", ARCHITECTURES),
     "peers": ("evals.growth", ARCHITECTURES),
     "coordinates": ("workflows.coordinates", ARCHITECTURES),

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from one_rounding import agree, assert_one_rounding, every_dtype
+from one_rounding import assert_one_rounding, every_dtype, solves
 
+from evals.agreement import kernels as problems
 from kernels import reference
 from kernels.triton import launch, tune
 from kernels.triton.grouped_mm import TILES, grouped_mm, tile_for, tiles_to_try
@@ -14,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("rounding_as_on_a_gpu")
 @every_dtype
 @pytest.mark.parametrize(("counts", "D", "F"), [([5, 0, 20, 1, 0], 100, 72), ([1], 16, 200), ([0, 0, 3], 8, 8)])
 def test_grouped_mm(dtype, counts, D, F):
-    x, weight = torch.randn(sum(counts), D, dtype=dtype), torch.randn(len(counts), D, F, dtype=dtype)
-    agree(grouped_mm, reference.grouped_mm, [x, weight], torch.tensor(counts))
+    solves(problems.products(dtype, counts, D, F), grouped_mm)
 
 
 @pytest.mark.parametrize(("itemsize", "tile"), [(size, tile) for size, tiles in TILES.items() for tile in tiles])

@@ -3,12 +3,13 @@
 Run by test_triton.py in a process of its own: TRITON_INTERPRET=1 must be set before Triton is imported.
 """
 
-import numpy as np
 import pytest
 import torch
-from one_rounding import agree, assert_one_rounding, every_dtype
+from one_rounding import assert_one_rounding, every_dtype, solves
 
 import kernels
+from evals.agreement import kernels as problems
+from evals.agreement.kernels import singular_vectors, zipf
 from kernels import reference
 from kernels.triton import lookup, topm
 from kernels.triton.grouped_mm import grouped_mm
@@ -16,19 +17,8 @@ from kernels.triton.grouped_mm import grouped_mm
 pytestmark = pytest.mark.usefixtures("rounding_as_on_a_gpu")
 
 
-def zipf(n_rows, *shape):
-    weight = 1 / torch.arange(1, n_rows + 1).double()
-    return torch.multinomial(weight, int(np.prod(shape)), replacement=True).view(shape)
-
-
 def look_up(dtype, row, n_rows, width, n_cores, n_groups, **options):
-    values, weight = torch.randn(n_rows, width, dtype=dtype), torch.randn(*row.shape, n_cores, dtype=dtype)
-    group = torch.randint(n_groups, row.shape) if n_groups > 1 else None
-
-    def call(function):
-        return lambda values, weight, **options: function(values, row, weight, group, n_groups, **options)
-
-    agree(call(lookup.weighted_lookup), call(reference.weighted_lookup), [values, weight], **options)
+    solves(problems.lookup(dtype, row, n_rows, width, n_cores, n_groups), lookup.weighted_lookup, **options)
 
 
 @every_dtype
@@ -70,19 +60,12 @@ def test_a_weight_of_infinity_stays_in_its_group():
 
 @every_dtype
 def test_row_dot(dtype):
-    row = zipf(30, 3, 13)
-    table, x = torch.randn(30, 200, dtype=dtype), torch.randn(3, 200, dtype=dtype)
-    agree(
-        lambda table, x: lookup.row_dot(table, row, x), lambda table, x: reference.row_dot(table, row, x), [table, x]
-    )  # fmt: skip
+    solves(problems.dots((dtype, dtype), zipf(30, 3, 13), 30, 200), lookup.row_dot)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_row_dot_of_two_dtypes_loses_nothing_to_the_narrower(dtypes):
-    table, x, row = torch.randn(5, 16).to(dtypes[0]), torch.randn(2, 16).to(dtypes[1]), torch.randint(5, (2, 3))
-    agree(
-        lambda table, x: lookup.row_dot(table, row, x), lambda table, x: reference.row_dot(table, row, x), [table, x]
-    )  # fmt: skip
+    solves(problems.dots(dtypes, torch.randint(5, (2, 3)), 5, 16), lookup.row_dot)
 
 
 def test_a_table_that_is_not_contiguous_is_refused():
@@ -96,26 +79,13 @@ def test_a_table_that_is_not_contiguous_is_refused():
 @every_dtype
 @pytest.mark.parametrize(("n_tokens", "n", "m"), [(2, 100, 13), (1, 7, 30), (1, 33, 32)])
 def test_product_topm(dtype, n_tokens, n, m):
-    # Distinct multiples of 1/64 and of 1/4096: no two cells tie, in any dtype.
-    row = torch.stack([torch.randperm(n) for _ in range(2 * n_tokens)]).view(n_tokens, 2, n).to(dtype) / 64
-    col = torch.stack([torch.randperm(n) for _ in range(2 * n_tokens)]).view(n_tokens, 2, n).to(dtype) / 8192
-    agree(topm.product_topm, reference.product_topm, [row, col], m)
-
-
-def singular_vectors(core):
-    left, _, right = torch.linalg.svd(core.float().sum(0))
-    return left[..., 0], right[..., 0, :]
+    solves(problems.product_cells(dtype, n_tokens, 2, n, m), topm.product_topm)
 
 
 @every_dtype
 @pytest.mark.parametrize(("n_tokens", "n", "m", "rank", "n_cores"), [(2, 60, 13, 2, 2), (1, 5, 20, 3, 1), (1, 100, 80, 2, 2)])
 def test_tucker_topm(dtype, n_tokens, n, m, rank, n_cores):
-    row, col = (torch.randn(n_tokens, 2, n, rank).to(dtype) for _ in range(2))
-    core = torch.rand(n_cores, 2, rank, rank).to(dtype)
-    if m == 80:
-        row, col = row[:, :1], col[:, :1]
-        core = core[:, :1]
-    agree(topm.tucker_topm, reference.tucker_topm, [row, col, core], *singular_vectors(core), m)
+    solves(problems.tucker_cells(dtype, n_tokens, 1 if m == 80 else 2, n, m, rank, n_cores), topm.tucker_topm)
 
 
 def test_scores_come_best_first():

@@ -12,6 +12,7 @@ from repository import ROOT
 def test_numbers_under_the_interpreter():
     """A process of its own: kernels imported by another test are compiled ones."""
     files = ("tests/kernels/interpreted_kernels.py", "tests/kernels/interpreted_grouped_mm.py")
+    files += ("tests/kernels/interpreted_far.py",)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

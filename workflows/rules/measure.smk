@@ -356,7 +356,22 @@ if (
     )
 
 
+# The papers' sizes on many GPUs: modelled, and the same whatever the preset.
+rule scale:
+    output:
+        f"{RESULTS}/scale.csv",
+    log:
+        f"{RESULTS}/logs/scale.log",
+    params:
+        source=source_of("scale"),
+        gpus=contents(workflow.basedir, "evals/decode/gpus.yaml"),
+    shell:
+        LOGGED + "exec {PYTHON:q} -m workflows.dry_run --out {output:q}"
+
+
 rule plan:
+    input:
+        rules.scale.output,
     output:
         f"{RESULTS}/plan.csv",
     log:
@@ -442,6 +457,29 @@ if LATENCY and GRID["measure"].get("offload") and OFFLOADED:
         shell:
             LOGGED
             + "exec {PYTHON:q} -m evals.offload.measure --results {RESULTS:q} --runs {params.runs:q} --out {RESULTS:q}"
+
+
+# What one GPU can measure in nine minutes, or the same code on tiny shapes where there is none: packed, and run from the pack, as
+# on a bare machine. What is measured already is kept.
+rule gpu:
+    input:
+        rules.prepare.output,
+    output:
+        touch(f"{RESULTS}/gpu.done"),
+    log:
+        f"{RESULTS}/logs/gpu.log",
+    threads: MOST_THREADS
+    resources:
+        gpu=GPU,
+        timing=1,
+    params:
+        source=source_of("gpu"),
+        pack=f"{RESULTS}/gpu.pack",
+        out=f"{RESULTS}/gpu",
+    shell:
+        LOGGED
+        + "rm -rf {params.pack:q} && {PYTHON:q} -m evals.gpu --pack {params.pack:q} --corpus {input:q}"
+        " && out=$(realpath -m {params.out:q}) && cd {params.pack:q} && exec env PYTHONPATH= {PYTHON:q} -m evals.gpu --out $out"
 
 
 rule coordinates:

@@ -99,6 +99,15 @@ def modelled_bytes_share(results: Results, arch: str, batch: int, device: str = 
 
 
 @metric
+def partition_crossover(results: Results, d_value: int, top_m: int, heads: int) -> Evidence:
+    """GPUs, over the value width, beyond which values by number send less than by dimension, by P1's own volumes."""
+    from evals.access.partition import crossover
+
+    gpus = crossover(d_value, top_m, heads)
+    return exact(gpus / d_value, "counted", f"{gpus:.0f} GPUs at a value width of {d_value}", scale="P1 1.6B")
+
+
+@metric
 def published_params_ratio(results: Results, of: str, against: str) -> Evidence:
     """Stored parameters of one row of P1's ablation table over another's."""
     table = reference("ultramem_ablation").set_index(["row", "metric"]).value.astype(float)

@@ -2,8 +2,8 @@
 
 One row is one point. Units are in the doc of each column and, where a reader could guess wrong, in its name. A missing
 value is an empty cell, never 0. `run` is the key between tables; where a run came from stands only in `runs`, where the
-tables of results/reference came from in `provenance`. The tables are declared in `trained`, `measured`,
-`derived`, `asked` and `offload`.
+tables of results/reference came from in `provenance`. The tables are declared in `trained`, `measured`, `derived`, `asked`,
+`offload` and `device`.
 
 `python -m evals.records.schema results/README.md` rewrites the tables of columns in that file.
 """

@@ -12,11 +12,12 @@ from evals.records.files import whole
 from evals.records.schema.asked import TABLES as ASKED
 from evals.records.schema.column import Column
 from evals.records.schema.derived import TABLES as DERIVED
+from evals.records.schema.device import TABLES as DEVICES
 from evals.records.schema.measured import TABLES as MEASURED
 from evals.records.schema.offload import TABLES as OFFLOAD
 from evals.records.schema.trained import TABLES as TRAINED
 
-TABLES: dict[str, tuple[Column, ...]] = TRAINED | MEASURED | DERIVED | ASKED | OFFLOAD
+TABLES: dict[str, tuple[Column, ...]] = TRAINED | MEASURED | DERIVED | ASKED | OFFLOAD | DEVICES
 ROW_NAMES = ("", "Unnamed: 0")  # the header of R's row names and of pandas' index, and of the latter read back
 
 

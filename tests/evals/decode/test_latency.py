@@ -199,7 +199,7 @@ def test_users_mistakes_are_one_sentence(results, tmp_path):
 
 
 def test_models_that_do_not_fit_are_left_out_and_said_so(results, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(latency.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
     latency.main(["--results", str(results), "--device", "cpu", "--out", str(tmp_path / "l.csv")])
     assert schema.read(tmp_path / "l.csv", "latency").empty
     assert "GB of free memory and are not timed: make measure.latency's size" in capsys.readouterr().out
