@@ -1,4 +1,4 @@
-"""The papers' sizes on many GPUs: every parameter and buffer is somewhere, shares shrink, and what does not fit is said not to."""
+"""The papers' sizes on many GPUs: every parameter and buffer is somewhere, shares shrink, what does not fit is said not to."""
 
 import dataclasses
 
