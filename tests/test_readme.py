@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import repository
+import synthetic_corpus
 import synthetic_folder
 from exported_runs import finished, prepared
 from memory_layers import MODELS, model_of
@@ -102,7 +103,7 @@ SMALL = {
     "reports.poster": "",
     "kernels.aot": "--only topm_backward",
     "evals.access.declared": "",
-    "evals.gpu": "--corpus data",
+    "evals.gpu": "--corpus corpus",
     "evals.laws.fits": "--resamples 5",
 }
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
@@ -135,6 +136,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     synthetic_folder.folder(folder / "results/tiny")
     np.savez(folder / "case.npz", **official(*OTHERS["own table, E=4"]))
+    synthetic_corpus.corpus(folder / "corpus")
     vocab = prepared(folder / "data").get_vocab_size()
     finished(folder / "results/tiny/runs/ultramem-d64-s0", folder / "data", model_of(MODELS["ultramem"], vocab_size=vocab))
     return folder

@@ -120,7 +120,7 @@ def beyond_31_bits(bench: Bench) -> Rows:
         to_table, to_other = torch.autograd.grad(got, (ours, ours_other), out_grad.to(got))
         exact_table, exact_to_other = torch.autograd.grad(want, (exact, exact_other), out_grad.double())
         pairs = ((got, want.detach()), (to_table[far.to(bench.device)], exact_table), (to_other, exact_to_other))
-        worst = max(beyond(*pair, allowance(bench.device, dtype)) for pair in pairs)
+        worst = max(beyond(ours, exact, allowance(bench.device, dtype)) for ours, exact in pairs)
         to_table[far.to(bench.device)] = 0
         elsewhere = int(torch.count_nonzero(to_table))
         passed = worst <= 1 and not elsewhere

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import yaml
@@ -40,7 +40,7 @@ SIZES = {
 }
 PARTS = {"ffn": "ffn", "gqa": "model", "mha": "model"}
 ARCHS = ("dense", "moe2", "ultramem")
-DTYPE = "bf16"
+DTYPE: Final = "bf16"
 USABLE = 0.85  # of the free memory; the rest is for activations, evictor and graphs
 COUNTED = (64, 1)  # batches whose bytes the device's counters are asked for, in models of 151M
 

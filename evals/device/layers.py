@@ -15,14 +15,16 @@ from evals.device.parts import Bench, Item, Part, Rows
 from evals.device.speed import in_turns, rows_of
 from evals.peers import Layer, expert_layers, memory_pair
 
+Pairs = dict[str, tuple[str, Callable[[], dict[str, Layer]]]]
+
 MEMORIES = {"PKM": "product_key_memory", "UltraMem": "ultra_mem", "PEER": "PEER_pytorch"}
 EXPERTS = {"MoE top-2": (16, 2, 4, "mixtral"), "MoE top-8": (64, 8, 1, "olmoe")}  # width in halves of d_model
 
 
-def pairs(d: int, n_keys: int) -> dict[str, tuple[str, Callable[[], dict[str, Layer]]]]:
+def pairs(d: int, n_keys: int) -> Pairs:
     """Layer -> the module that its peer comes in, and what makes both."""
-    memories = {name: (module, partial(memory_pair, name, d, n_keys)) for name, module in MEMORIES.items()}
-    mixtures = {
+    memories: Pairs = {name: (module, partial(memory_pair, name, d, n_keys)) for name, module in MEMORIES.items()}
+    mixtures: Pairs = {
         name: ("transformers", partial(expert_layers, d, n, k, halves * d // 2, kind))
         for name, (n, k, halves, kind) in EXPERTS.items()
     }
