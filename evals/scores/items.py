@@ -22,7 +22,7 @@ from scipy import stats as distributions
 
 from evals.records import files
 from evals.records.errors import UserError
-from evals.stats import Interval
+from evals.stats.intervals import Interval
 
 FILE = "items.parquet"
 TYPES = pa.schema(
