@@ -39,6 +39,8 @@ def test_every_section_is_drawn_and_names_its_csv(page):
         missing = re.findall(r'<p class="missing">(.*?)</p>', section(page, name))
         assert [words[:28] for words in missing] == ["No decision chart from this "] * (name == "summary"), name  # three sizes
     for csv in set(schema.TABLES) - {"provenance"}:  # of results/reference alone
+        if csv.startswith("gpu_"):  # of `python -m evals.gpu`, whose times join the report as those of another machine
+            continue
         assert f"{csv}.csv" in page
     for name in (
         "claims",
