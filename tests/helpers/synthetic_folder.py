@@ -245,6 +245,12 @@ def folder(path: Path, seeds: int = 1) -> Path:
             "runs": "dense-d64-s0 pkm-d64-s0 elsewhere-s0",
         }
         tables["claims"].append(row("claims", **claim, **(found if verdict != "not tested" else {}), scale="d256, 2 M tokens"))
+    for gpus, fits in ((8, "does not fit"), (16, "fits"), (32, "fits")):
+        for way, cheaper in (("dimension", True), ("number", False)):
+            place = {"model": "UltraMem-1.6B-x12", "arch": "ultramem", "gpus": gpus, "partition": way, "cheaper": cheaper}
+            tables["scale"].append(
+                row("scale", **place, fits=fits, memory_gb=800.0 / gpus, params=21_000_000_000, device="CUDA: X")
+            )
     tables["cost"] += [
         row("cost", target=target, core_seconds=seconds) for target, seconds in (("data", 90.0), ("latency", 240.0))
     ]
