@@ -90,13 +90,11 @@ def noisy(cfg: ModelConfig, dtype: torch.dtype, device: str) -> Transformer:
         getattr(model, name).copy_(buffer)
     for number, memory in enumerate(model.memories):
         memory.add_addresses(number)
-        memory.selector.u_Hr.fill_(1.0)
-        memory.selector.t_Hr.fill_(1.0)
     filled = {"cos_TK", "sin_TK", "shuffle", "u_Hr", "t_Hr", "scale"}
     for name, buffer in model.named_buffers():
         if (last := name.rpartition(".")[2]) not in filled:
             raise ValueError(f"buffer {name} of {cfg.arch.name} holds nothing: fill it")
-        if last == "scale":
+        if last in ("u_Hr", "t_Hr", "scale"):
             buffer.fill_(1.0)
     model.to(device)
     model.refresh()

@@ -205,8 +205,9 @@ def test_models_that_do_not_fit_are_left_out_and_said_so(results, tmp_path, monk
     assert "GB of free memory and are not timed: make measure.latency's size" in capsys.readouterr().out
 
 
-def test_one_step_runs(results):
-    latency.main(["--results", str(results), "--device", "cpu", "--one-step", "moe2", "4", "bf16"])
+@pytest.mark.parametrize("arch", ["moe2", "pkm", "ultramem"])
+def test_one_step_runs(results, arch):
+    latency.main(["--results", str(results), "--device", "cpu", "--one-step", arch, "4", "bf16"])
 
 
 def test_only_projected_and_expanded_layers_are_folded():
