@@ -73,7 +73,7 @@ def test_the_rate_warms_up_and_stays():
 
 @pytest.mark.parametrize(
     ("changed", "words"),
-    [({"level": 0.95}, "stop 0.8 is below level 0.95"), ({"level": 0.0}, "level is 0.0"), ({"people": 1}, "two answers")],
+    [({"level": 0.95}, "stop 0.7 is below level 0.95"), ({"level": 0.0}, "level is 0.0"), ({"people": 1}, "two answers")],
 )
 def test_a_setting_out_of_range_is_one_sentence(changed, words):
     with pytest.raises(UserError, match=words):
