@@ -39,7 +39,7 @@ WRITER = {
     "questions": "“snakemake questions” writes it",
     "where": "“snakemake questions” writes it",
 }
-LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
+LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows", "tokens/s")
 
 
 @dataclass(frozen=True)
