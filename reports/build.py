@@ -23,7 +23,7 @@ from reports.style import LOOKS, si
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """The lines under the title."""
+    """What was run, below the answer."""
     runs, grid = results.runs, results.grid
     if runs.empty:
         return []

@@ -35,7 +35,7 @@ def comparison(here: Results, there: Results) -> Iterator:
 
 def _losses(here: Results, there: Results, a: str, b: str) -> Iterator:
     """The loss table of both, a column each, and both in one picture."""
-    sizes = list(dict.fromkeys([*here.sizes, *there.sizes]))
+    sizes = [size for size in here.sizes if size in there.sizes] or list(dict.fromkeys([*here.sizes, *there.sizes]))
     archs = in_order([*here.archs, *there.archs])
     if not archs:
         yield Missing(f"Neither {a} nor {b} holds a finished run of a comparison.")
@@ -55,8 +55,8 @@ def _losses(here: Results, there: Results, a: str, b: str) -> Iterator:
     about = f"{a}: {here.context(here.grid)} — {b}: {there.context(there.grid)}"
     yield Table(
         "runs.csv",
-        f"Test loss in nats per token of {a} and {b}, mean ± standard deviation over seeds, and the difference of the means. "
-        "Configs and data may differ: what differs is listed below.",
+        f"Test loss in nats per token of {a} and {b}, mean ± standard deviation over seeds, and the difference of the means, "
+        f"{a} minus {b}. Configs and data may differ: what differs is listed below.",
         about,
         header,
         rows,
@@ -106,8 +106,9 @@ def _verdicts(here: Results, there: Results, a: str, b: str) -> Iterator:
             word = side["verdict"]
             cells.append(Cell(f"{SIGNS[word]} {word}", word, kind=word.replace(" ", "-")))
             cells += [number(side["value"], ".4g"), Cell(interval(side["ci_low"], side["ci_high"], ".3g"))]
-        words = [side["verdict"] if side is not None else "" for side in sides]
-        rows.append([*cells, Cell("the same" if words[0] == words[1] else "differs")])
+        words = [side["verdict"] for side in sides if side is not None]
+        told = "one side" if len(words) < 2 else "the same" if words[0] == words[1] else "differs"
+        rows.append([*cells, Cell(told)])
     changed = sum(row[-1].text == "differs" for row in rows)
     pairs = (f"{word}, {name}" for name in (a, b) for word in ("verdict", "value", "95 % interval"))
     header = ["id", "claim", *pairs, "verdicts"]

@@ -122,12 +122,15 @@ def _tables(results: Results, frame: pd.DataFrame) -> Iterator:
             runs = runs.assign(x=runs["sparse_params"] / over, y=runs["test_loss"]).sort_values("x")
             law = Along(rows, ("S",))
             runs["residual"] = np.log(runs["y"] / law.predict(runs["x"]))
-            series.append(Series(arch, f"{look(arch).label} {line}".strip(), runs[["x", "y", "run", "residual"]], law))
+            if len(runs):
+                series.append(Series(arch, f"{look(arch).label} {line}".strip(), runs[["x", "y", "run", "residual"]], law))
         if series:
             drawn += series
             panels.append(figures.laws(f"table-{place}", series, title=f"Against {words}", x_label=words, y_label=LOSS))
             text = {"title": "What it leaves", "x_label": words, "y_label": "log of loss over law"}
             panels.append(figures.residuals(f"table-left-{place}", series, **text))
+    if not drawn:
+        return
     runs = points.runs.loc[list(dict.fromkeys(pd.concat([one.points["run"] for one in drawn])))]
     yield Picture(
         "fits.csv + runs.csv + arms.csv",

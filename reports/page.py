@@ -45,7 +45,7 @@ WRITER = {
     "where": "“snakemake questions” writes it",
     "forgetting": "“snakemake forgetting” writes it",
 }
-LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows")
+LARGE = ("parameters", "FLOPs", "bytes", "tokens", "rows", "tokens/s")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from evals.records import schema
-from evals.records.store import working_folder
 from reports.folder import config_of
 from reports.losses import thinned
 from reports.page import Facts, Missing, Results, Table, Text, kinds
@@ -56,7 +54,7 @@ def runs(results: Results, other: Results | None = None) -> Iterator:
     )
     header, rows = results.listing("runs", frame, LISTED)
     words = "One row a run, as the worker that trained it wrote it; the run leads to its section. Hashes are cut to ten digits."
-    yield Table("runs.csv", words, "", header, rows, kinds(frame["device"]), searchable=True, tall=True)
+    yield Table("runs.csv", words, "", header, rows, kinds(frame["device"]), searchable=True, tall=True, cards=True)
     known = {column.name: column for column in schema.columns("runs") if column.name != "run"}
     shown = {name: [results.cell(known[name], value).text for value in frame[name]] for name in known}
     common = {name: cells[0] for name, cells in shown.items() if len(set(cells)) == 1 and cells[0] != "–"}
@@ -104,12 +102,17 @@ def _run(
 
 def command(row: pd.Series) -> str:
     """What trains a run of `runs.csv` again, in a clone: its commit, and its own target of its preset."""
-    folder, lines = working_folder(Path("results"), row["preset"]), []
+    folder, lines = working_folder(row["preset"]), []
     if row["git_commit"]:
         dirty = "  # with changes that were not committed" if row["git_dirty"] is True else ""
         lines = [f"git checkout {row['git_commit']}{dirty}", "make env"]
-    target = f"{folder.as_posix()}/runs/{row['run']}/runs.csv"
+    target = f"{folder}/runs/{row['run']}/runs.csv"
     return "\n".join([*lines, f".venv/bin/snakemake --cores all {target} --config preset={row['preset']} adopt=false"])
+
+
+def working_folder(preset: str) -> str:
+    """Where the workflow makes a preset's runs (`workflows.presets.working_folder`, from which a report imports nothing)."""
+    return "results/" + ("reference.run" if preset == "reference" else preset)
 
 
 def _asked(results: Results) -> dict[str, list[str]]:

@@ -12,10 +12,9 @@ from typing import Any
 
 from evals.records.errors import UserError
 from evals.records.provenance import ROOT, fingerprint, sha
-from evals.records.store import working_folder
 from models import ARCHS, arch_module
 from workflows.chains import load_chains
-from workflows.presets import CONFIGS, TARGET, load_preset, plan_target
+from workflows.presets import CONFIGS, TARGET, load_preset, plan_target, working_folder
 
 DEFAULT_PRESET = "cpu"
 

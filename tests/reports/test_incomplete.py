@@ -97,7 +97,7 @@ def test_runs_alone_and_an_unfinished_run_make_a_report(results, tmp_path):
     assert "4.500" in section(page, "losses")
     assert "stopped" in section(page, "runs")
     schema.write(folder / "runs.csv", "runs", rows[1:])
-    assert "stopped" in section(build.render(folder), "provenance")
+    assert "stopped" in section(build.render(folder), "runs")
 
 
 def test_an_architecture_the_report_does_not_know_is_drawn(undrawn, tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from pages import copy_of, rewrite
@@ -11,10 +12,10 @@ from synthetic_runs import store
 
 from evals.records import schema
 from evals.records.errors import UserError
-from evals.records.store import working_folder
 from reports import comparison, runs
 from reports.page import Facts, Results
 from reports.sketch import Line, sketch
+from workflows import presets
 
 RUN = "ultramem-d64-s0"
 
@@ -69,11 +70,12 @@ def test_the_command_is_the_target_of_the_run_in_its_preset(loaded):
     row["preset"] = "reference"
     lines = runs.command(row).split("\n")
     assert lines[:2] == [f"git checkout {row['git_commit']}", "make env"]
-    folder = working_folder(ROOT / "results", "reference").relative_to(ROOT)
-    command = f".venv/bin/snakemake --cores all {folder}/runs/{RUN}/runs.csv --config preset=reference adopt=false"
+    command = f".venv/bin/snakemake --cores all results/reference.run/runs/{RUN}/runs.csv --config preset=reference adopt=false"
     assert lines[2:] == [command]
     row["git_commit"] = ""
     assert runs.command(row) == command
+    for preset in presets.preset_names():
+        assert runs.working_folder(preset) == str(presets.working_folder(Path("results"), preset))
     rule = (ROOT / "workflows/rules/train.smk").read_text()
     assert 'RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES' in rule
     assert 'RUN_TABLES = ("runs"' in rule

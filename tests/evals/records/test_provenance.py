@@ -179,8 +179,7 @@ def test_what_an_edit_of_the_tree_makes_stale(stale_after, file, must, must_not)
 
 # Commands that make no number of a stage, and what only tests and ports of weights call; a package's own file holds names.
 OUTSIDE = {
-    *("evals/compare.py", "evals/agreement/equivalence.py", "evals/agreement/findings.py", "evals/agreement/told.py"),
-    *("evals/agreement/rerun.py", "evals/records/schema/__main__.py", "kernels/aot.py", "models/parity.py"),
+    *("evals/records/schema/__main__.py", "kernels/aot.py", "models/parity.py"),
     *("models/export.py", "models/hub.py", "models/insert.py", "models/stored.py", "reports/poster.py"),
     *("workflows/events.py", "workflows/watch.py"),
     *("workflows/grid.py", "workflows/reference.py", "workflows/start.py"),
