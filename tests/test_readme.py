@@ -109,7 +109,7 @@ SMALL = {
 # Targets beside the default one, which trains nothing: what makes the command that snakemake prints for them small.
 SPEED = "--d-model 64 --threads 1 --batch-size 2 --seq-len 32 --rounds 2"
 STAGES = ("access", "modelled", "evaluate", "claims", "fits", "latency", "coordinates", "diagnosis", "questions")
-STAGES += ("forgetting",)
+STAGES += ("forgetting", "offload")
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
