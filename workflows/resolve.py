@@ -32,8 +32,8 @@ from workflows.matched import decode_models, match_size, matched_rows, recipe
 from workflows.presets import Preset, load_preset, working_folder
 
 
-def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[dict, dict[str, RunConfig]]:
-    """The grid as JSON-able data, and the runs by name.
+def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool = True) -> tuple[dict, dict[str, RunConfig]]:
+    """The grid as JSON-able data, and the runs by name; without those of the tuning target where they are not wanted.
 
     Raises:
         UserError: a config that does not fit, models that cannot be matched, or a delta that changes nothing.
@@ -58,7 +58,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path) -> tuple[di
         for where, arch, seed in preset.grid.cells()
     ]
     tuning, sweep = [], load_tuning()
-    for run, arch, where, setting in tuning_settings(preset, sweep):
+    for run, arch, where, setting in tuning_settings(preset, sweep) if tune else ():
         seed = preset.chain_seeds[0]
         model, train = tuned(preset, matched[where].models[arch], arch, where, setting)
         tuning.append(
@@ -155,9 +155,10 @@ def write_if_changed(path: Path, text: str) -> None:
         part.write_text(text)
 
 
-def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "") -> dict:
+def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "", grid_only: bool = False) -> dict:
+    """Writes what `resolve` makes of a preset; `grid_only` leaves out chains and tuning, which take most of the time."""
     preset = load_preset(name, overrides)
-    plan, runs = resolve(preset, load_chains(), results)
+    plan, runs = resolve(preset, {} if grid_only else load_chains(), results, tune=not grid_only)
     folder = working_folder(results, name)
     for run, cfg in runs.items():
         text = yaml.safe_dump(cfg.as_dict(), sort_keys=False)
@@ -179,9 +180,10 @@ def main() -> None:
         default=Path("results"),
         help="folder that gets {preset}/grid.json and configs (default: %(default)s)",
     )
+    parser.add_argument("--grid-only", action="store_true", help="leave out the runs of ablation chains and of tuning")
     parser.add_argument("--key", default="", help="what the caller recognises this grid by")
     args = parser.parse_args()
-    plan = write_grid(args.preset, json.loads(args.overrides), args.results, args.key)
+    plan = write_grid(args.preset, json.loads(args.overrides), args.results, args.key, args.grid_only)
     worst = max((abs(row["flops_mismatch"]) for row in plan["matched"] if row["role"] == "matched"), default=0.0)
     print(f"{args.preset}: {len(plan['runs'])} runs; FLOPs within {worst:.2%} of their mean at every size")
 

@@ -48,7 +48,7 @@ def resolved(folder: Path) -> list[Path]:
     Raises:
         UserError: the preset cannot be resolved.
     """
-    command = [sys.executable, "-m", "workflows.resolve", "--preset", PRESET, "--results", str(folder)]
+    command = [sys.executable, "-m", "workflows.resolve", "--preset", PRESET, "--results", str(folder), "--grid-only"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"preset {PRESET} cannot be resolved: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -80,10 +80,11 @@ def pack(target: Path, corpus: Path | None, runs: list[Path] | None = None) -> i
         raise UserError(f"{target} is not empty; name a new folder")
     corpus = corpus or corpus_here()
     load_shards(corpus)
-    copy_code(target)
-    shutil.copytree(corpus, target / "carried/data")
     with tempfile.TemporaryDirectory() as place:
-        for run in runs if runs is not None else resolved(Path(place)):
+        folders = runs if runs is not None else resolved(Path(place))
+        copy_code(target)
+        shutil.copytree(corpus, target / "carried/data")
+        for run in folders:
             config = yaml.safe_load((run / "config.yaml").read_text()) | {"data": "carried/data"}
             folder = target / "carried/runs" / run.name
             folder.mkdir(parents=True)
