@@ -17,7 +17,7 @@ FLAGS += " --disable-component-update --disable-sync --remote-debugging-pipe"
 # The browser reads commands from its descriptor 3 and writes answers to 4.
 CHILD = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 KEYS = {"Tab": 9, "Enter": 13, "Space": 32}
-PATIENCE = 9  # times ten seconds, not counting those in which the machine has stopped both
+PATIENCE = 30  # times ten seconds, not counting those in which the machine has stopped both
 
 
 class Browser:
