@@ -102,7 +102,7 @@ def _source(results: Results) -> str:
 
 def palette() -> dict[str, str]:
     """The page's light colours, by the colour that stands for each in a figure."""
-    page = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+    page = Path(__file__).with_name("looks.html").read_text(encoding="utf-8")
     light = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", page.partition(":root {")[2].partition("}")[0]))
     return {colour: light[name] for colour, name in THEME.items()}
 

@@ -59,7 +59,7 @@ def sketch(lines: Sequence[Line], x_label: str, y_label: str, alt: str) -> str:
         )
         if line.dots:
             dots = "".join(f"M{across(x):.1f} {down(y):.1f}h0" for x, y in line.points)
-            drawn.append(f'<path d="{dots}" stroke="var(--{line.colour})" stroke-width="5" stroke-linecap="round"/>')
+            drawn.append(f'<path d="{dots}" stroke="var(--{line.colour})" stroke-width="5" style="stroke-linecap:round"/>')
     box = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-size="10"'
     return f'<svg role="img" aria-label="{html.escape(alt)}" {box}>{"".join(drawn)}</svg>'
 
