@@ -41,6 +41,9 @@ PINS = (
     "frozendict==2.5.1",
 )
 N_KEYS = 512  # per axis; 2^18 cells
+MEMORIES = {"PKM": "product_key_memory", "UltraMem": "ultra_mem", "PEER": "PEER_pytorch"}  # and the module of the peer
+# Of mixtures: experts, experts of a token, an expert's width in halves of d_model, transformers' kind.
+EXPERTS = {"MoE top-2": (16, 2, 4, "mixtral"), "MoE top-8": (64, 8, 1, "olmoe")}
 TARGETS = {"PKM": 2.0, "UltraMem": 4.0, "PEER": 2.0, "MoE top-2": 1.0, "MoE top-8": 1.0}
 
 
@@ -127,9 +130,8 @@ def expert_layers(d: int, n_experts: int, top_k: int, width: int, kind: str) -> 
 
 def pairs(d: int) -> dict[str, dict[str, Layer]]:
     """Layer name -> implementation -> (module, function of x). The first implementation is ours."""
-    memories = {name: memory_pair(name, d, N_KEYS) for name in ("PKM", "UltraMem", "PEER")}
-    experts = {"MoE top-2": (16, 2, 2 * d, "mixtral"), "MoE top-8": (64, 8, d // 2, "olmoe")}
-    return memories | {name: expert_layers(d, *shape) for name, shape in experts.items()}
+    memories = {name: memory_pair(name, d, N_KEYS) for name in MEMORIES}
+    return memories | {name: expert_layers(d, n, k, halves * d // 2, kind) for name, (n, k, halves, kind) in EXPERTS.items()}
 
 
 def step(module: nn.Module, function: Callable[[Tensor], Tensor], x_BTD: Tensor, backward: bool) -> float:

@@ -168,8 +168,7 @@ def offload(model: Transformer, setting: Offload, path: Path | str | None = None
     """The same model, in eval mode, with the rows of its memory layers kept as `setting` says; its own tables go.
 
     Args:
-        path: of mapped rows: what `pack` wrote, or a checkpoint of the model in safetensors whose floats have so many bits.
-        Its
+        path: of mapped rows: what `pack` wrote, or a checkpoint of the model in safetensors whose floats have so many bits. Its
             content is not hashed: that would read the whole table.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from evals.records import schema
+from evals.records.store import working_folder
 from reports.folder import config_of
 from reports.losses import thinned
 from reports.page import Facts, Missing, Results, Table, Text, kinds
@@ -102,17 +104,12 @@ def _run(
 
 def command(row: pd.Series) -> str:
     """What trains a run of `runs.csv` again, in a clone: its commit, and its own target of its preset."""
-    folder, lines = working_folder(row["preset"]), []
+    folder, lines = working_folder(Path("results"), row["preset"]), []
     if row["git_commit"]:
         dirty = "  # with changes that were not committed" if row["git_dirty"] is True else ""
         lines = [f"git checkout {row['git_commit']}{dirty}", "make env"]
     target = f"{folder}/runs/{row['run']}/runs.csv"
     return "\n".join([*lines, f".venv/bin/snakemake --cores all {target} --config preset={row['preset']} adopt=false"])
-
-
-def working_folder(preset: str) -> str:
-    """Where the workflow makes a preset's runs (`workflows.presets.working_folder`, from which a report imports nothing)."""
-    return "results/" + ("reference.run" if preset == "reference" else preset)
 
 
 def _asked(results: Results) -> dict[str, list[str]]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from evals.records.errors import UserError
 from evals.records.provenance import ROOT, fingerprint, sha
+from evals.records.store import working_folder
 from models import ARCHS, arch_module
 from workflows.chains import load_chains
-from workflows.presets import CONFIGS, TARGET, load_preset, plan_target, working_folder
+from workflows.presets import CONFIGS, TARGET, load_preset, plan_target
 
 DEFAULT_PRESET = "cpu"
 

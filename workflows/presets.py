@@ -205,15 +205,6 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def working_folder(results: Path, name: str) -> Path:
-    """Where a preset's runs and tables are made: `results/{preset}`, but for `reference`, whose committed tables lie there.
-
-    Nothing that runs writes to committed files: they would be outputs that snakemake judges by the time of the checkout, and
-    each table that changes would make the checkout of the runs after it a dirty one.
-    """
-    return results / ("reference.run" if name == "reference" else name)
-
-
 def preset_names() -> list[str]:
     return sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in ("ablations", "tuning"))
 

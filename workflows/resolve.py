@@ -22,6 +22,7 @@ from evals.records.files import whole
 from evals.records.provenance import sha, training_source
 from evals.records.recipe import Train
 from evals.records.runs import RunConfig, plain
+from evals.records.store import working_folder
 from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
@@ -29,7 +30,7 @@ from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning
 from workflows.chains import Chain, load_chains, load_tuning
 from workflows.counting import counting_rows
 from workflows.matched import decode_models, match_size, matched_rows, recipe
-from workflows.presets import Preset, load_preset, working_folder
+from workflows.presets import Preset, load_preset
 
 
 def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool = True) -> tuple[dict, dict[str, RunConfig]]:

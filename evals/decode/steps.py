@@ -75,27 +75,37 @@ def ready(model: Transformer, dtype: torch.dtype, device: torch.device) -> Trans
 
 
 @torch.no_grad()
-def noisy(cfg: ModelConfig, dtype: torch.dtype, device: str) -> Transformer:
-    """A model by its shapes, filled with noise where it will lie: nothing of its size is ever held anywhere else.
+def fill(model: Transformer, device: str) -> None:
+    """Gives a model without memory of its own (on `meta`) noise for weights where it will lie, nothing of its size elsewhere.
+
+    A shuffle of addresses is zero afterwards.
 
     Raises:
         ValueError: it has a buffer that nobody here fills.
     """
-    with torch.device("meta"):
-        model = cfg.build()
-    model = model.eval().requires_grad_(False).to(dtype).to_empty(device=device)
+    model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=0.02)
-    for name, buffer in zip(("cos_TK", "sin_TK"), rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta), strict=True):
-        getattr(model, name).copy_(buffer)
+    cfg = model.cfg
+    turns = dict(zip(("cos_TK", "sin_TK"), rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta), strict=True))
+    for name, buffer in model.named_buffers():
+        last = name.rpartition(".")[2]
+        if last in turns:
+            buffer.copy_(turns[last])
+        elif last in ("u_Hr", "t_Hr", "scale", "shuffle"):
+            buffer.fill_(last != "shuffle")
+        else:
+            raise ValueError(f"buffer {name} of {cfg.arch.name} holds nothing: fill it")
+
+
+def noisy(cfg: ModelConfig, dtype: torch.dtype, device: str) -> Transformer:
+    """A model by its shapes, of noise (`fill`), ready to decode on `device`."""
+    with torch.device("meta"):
+        model = cfg.build()
+    model = model.eval().requires_grad_(False).to(dtype)
+    fill(model, device)
     for number, memory in enumerate(model.memories):
         memory.add_addresses(number)
-    filled = {"cos_TK", "sin_TK", "shuffle", "u_Hr", "t_Hr", "scale"}
-    for name, buffer in model.named_buffers():
-        if (last := name.rpartition(".")[2]) not in filled:
-            raise ValueError(f"buffer {name} of {cfg.arch.name} holds nothing: fill it")
-        if last in ("u_Hr", "t_Hr", "scale"):
-            buffer.fill_(1.0)
     model.to(device)
     model.refresh()
     return ready(model, dtype, torch.device(device))

@@ -13,12 +13,9 @@ import torch
 
 from evals.device.parts import Bench, Item, Part, Rows
 from evals.device.speed import in_turns, rows_of
-from evals.peers import Layer, expert_layers, memory_pair
+from evals.peers import EXPERTS, MEMORIES, Layer, expert_layers, memory_pair
 
 Pairs = dict[str, tuple[str, Callable[[], dict[str, Layer]]]]
-
-MEMORIES = {"PKM": "product_key_memory", "UltraMem": "ultra_mem", "PEER": "PEER_pytorch"}
-EXPERTS = {"MoE top-2": (16, 2, 4, "mixtral"), "MoE top-8": (64, 8, 1, "olmoe")}  # width in halves of d_model
 
 
 def pairs(d: int, n_keys: int) -> Pairs:

@@ -15,6 +15,7 @@ from evals.forgetting.settings import Settings
 from evals.forgetting.ways import Pupil
 from evals.records.errors import UserError
 from evals.records.shards import Shards
+from evals.records.sources import headline
 from evals.scores.lm import ModelLM
 from evals.scores.memory.bios import BioS
 from evals.scores.perplexity import window_losses
@@ -59,7 +60,7 @@ class Exam:
         self.lm, self.shards, self.split, self.n_tokens = lm, shards, split, settings.text_tokens
         self.people, self.new, self.old = new, Questions.about(new, 0), Questions.about(old, 0)
         sources = shards.meta["sources"]
-        self.texts = {name: t for name, t in getattr(shards, split).items() if sources[name].get("headline", True)}
+        self.texts = {name: t for name, t in getattr(shards, split).items() if headline(sources[name])}
         self.shares = {name: sources[name]["tokens"]["train"] for name in self.texts}
 
     def knows(self, model: Transformer, questions: Questions) -> tuple[float, float]:

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from evals.decode.steps import fill
 from evals.offload import pages
 from evals.offload.trace import TEXT, UNIFORM, Addresses, Trace
 from evals.records.errors import run
@@ -33,7 +34,7 @@ from evals.records.runs import build_model
 from evals.records.tensors import read_tensors
 from models.offload import Ahead, Bits, Offload, offload, record_bytes, tables_of
 from models.rows import PAGE, RowFile
-from models.transformer import ModelConfig, Transformer, rotary
+from models.transformer import ModelConfig, Transformer
 
 PROBE = 1 << 10  # keys an axis
 DTYPE = torch.bfloat16
@@ -56,23 +57,6 @@ def sized(cfg: ModelConfig, n_bytes: float) -> ModelConfig:
     probe = 2 * with_keys(PROBE).cost().only("table").params
     arch: Any = cfg.arch
     return with_keys(max(arch.smallest_size, isqrt(round(n_bytes / probe * PROBE**2))))
-
-
-def materialise(model: Transformer) -> None:
-    """Random weights in place of those on `meta`; tables have been offloaded."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                drawn = 0.02 * torch.randn(parameter.shape, generator=generator)
-                module._parameters[name] = nn.Parameter(drawn.to(parameter.dtype), requires_grad=False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    cfg = model.cfg
-    cos_TK, sin_TK = rotary(cfg.seq_len, cfg.d_head, cfg.rope_theta)
-    model.cos_TK, model.sin_TK = cos_TK.to(DTYPE), sin_TK.to(DTYPE)
-    model.refresh()
 
 
 @dataclass
@@ -103,7 +87,9 @@ class Bench:
         model = on_meta(cfg)
         self.shapes = {name: (len(table.values_NC), record_bytes(table, bits)) for name, table in tables_of(model).items()}
         offload(model, Offload(bits=bits), path)
-        materialise(model)
+        torch.manual_seed(0)
+        fill(model, "cpu")
+        model.refresh()
         self.model, self.context, self.state = model, context, model.decode_state(1, context + 1)
         self.state.pretend(context)
         tables: Any = [memory.table.values_NC for memory in model.memories]

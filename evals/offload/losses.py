@@ -16,6 +16,7 @@ import kernels
 from evals.records.errors import UserError
 from evals.records.runs import RunConfig
 from evals.records.shards import Shards
+from evals.records.sources import headline
 from models.offload import Bits, Offload, offload, record_bytes, tables_of
 from models.transformer import Transformer
 
@@ -32,7 +33,7 @@ def windows(shards: Shards, seq_len: int, n_tokens: int) -> dict[str, np.ndarray
     """
     found = {}
     for name, tokens in shards.test.items():
-        if not shards.meta["sources"][name].get("headline", True):
+        if not headline(shards.meta["sources"][name]):
             continue
         count = min(max(1, n_tokens // seq_len), (len(tokens) - 1) // seq_len)
         if count < 1:

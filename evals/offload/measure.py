@@ -1,13 +1,12 @@
 """Decoding with value tables larger than memory: times and reads, what a cache would hold, the disk's limit, the loss of bits.
 
-    python -m evals.offload.measure --results results/cpu --runs ultramem-d64-s0 --out results/cpu   what `snakemake offload`
-    runs
+    python -m evals.offload.measure --results results/cpu --runs ultramem-d64-s0 --out results/cpu
 
 Of the runs given, the largest of the architecture that is timed gives the addresses (its reads on test text), and every one
 with value tables gives its loss at 32, 16, 8 and 4 bits and its hit rates. Settings are the preset's `measure.offload`;
 --sizes-gb and --cache take others. Each table is generated, measured in a process of its own, and deleted.
 
-Tables: offload, offload_disk, offload_hits, offload_loss.
+`snakemake offload` runs it. Tables: offload, offload_disk, offload_hits, offload_loss.
 """
 
 from __future__ import annotations

@@ -27,6 +27,15 @@ HASHES = {"config": "config_sha", "source": "source_sha", "data": "data_sha"}
 NAMES = ("run", "preset", "arch", "size")  # what a run is called, by which its hash of the config does not go
 
 
+def working_folder(results: Path, name: str) -> Path:
+    """Where a preset's runs and tables are made: `results/{preset}`, but for `reference`, whose committed tables lie there.
+
+    Nothing that runs writes to committed files: they would be outputs that snakemake judges by the time of the checkout, and
+    each table that changes would make the checkout of the runs after it a dirty one.
+    """
+    return results / ("reference.run" if name == "reference" else name)
+
+
 def row_of(folder: Path) -> dict[str, str]:
     """The row of a run's `runs.csv`, cells as they stand in the file."""
     with open(folder / "runs.csv", newline="") as file:

@@ -101,7 +101,7 @@ def slope(
     """
     runs = runs.dropna(subset=[x, y])
     sizes = {float(at): dict(zip(here.seed, here[y], strict=True)) for at, here in runs.groupby(x)}
-    if problem := too_few(np.array(list(sizes))):
+    if problem := too_few(list(sizes)):
         return problem
     if seed_noise is None:
         seed_noise = noise(pd.DataFrame({"config": runs[x], "seed": runs.seed, "block": runs[x], "value": runs[y]}))

@@ -2,7 +2,6 @@
 
 import gzip
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from pages import copy_of, rewrite
@@ -15,7 +14,6 @@ from evals.records.errors import UserError
 from reports import comparison, runs
 from reports.page import Facts, Results
 from reports.sketch import Line, sketch
-from workflows import presets
 
 RUN = "ultramem-d64-s0"
 
@@ -74,8 +72,6 @@ def test_the_command_is_the_target_of_the_run_in_its_preset(loaded):
     assert lines[2:] == [command]
     row["git_commit"] = ""
     assert runs.command(row) == command
-    for preset in presets.preset_names():
-        assert runs.working_folder(preset) == str(presets.working_folder(Path("results"), preset))
     rule = (ROOT / "workflows/rules/train.smk").read_text()
     assert 'RESULTS + f"/runs/{{run}}/{table}.csv" for table in RUN_TABLES' in rule
     assert 'RUN_TABLES = ("runs"' in rule

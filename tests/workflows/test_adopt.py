@@ -180,5 +180,5 @@ def test_adopt_is_true_or_false(value, tmp_path):
 
 
 def test_the_reference_is_not_made_where_it_is_committed(tmp_path):
-    assert presets.working_folder(tmp_path, "cpu") == tmp_path / "cpu"
-    assert presets.working_folder(tmp_path, "reference") == tmp_path / "reference.run"
+    assert store.working_folder(tmp_path, "cpu") == tmp_path / "cpu"
+    assert store.working_folder(tmp_path, "reference") == tmp_path / "reference.run"

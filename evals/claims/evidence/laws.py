@@ -41,7 +41,7 @@ def _law(results: Results, chain: str, arch: str, x: str) -> Law:
     found = found.assign(label=labels[found.run], x=found[x].astype(float))
     found["line"] = found.label.where(found.label.str.contains(","), "").str.partition(",")[0]
     for name, line in found.groupby("line"):
-        if isinstance(problem := stats.log_linear(line.x, line.test_loss), stats.NotALaw):
+        if problem := stats.too_few(line.x):
             raise NotTested(f"{arch} in {chain}{f', {name}' if name else ''}: {problem.statement}")
     points = [here for _, here in found.groupby(["line", "label"])]
     return Law(

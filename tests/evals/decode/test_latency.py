@@ -53,10 +53,11 @@ def roofline(step, part, machine, itemsize):
     return total.bytes, total.seconds
 
 
-@pytest.fixture
-def results(tmp_path):
-    write_grid("smoke", {}, tmp_path)
-    return tmp_path / "smoke"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_grid("smoke", {}, folder)
+    return folder / "smoke"
 
 
 @torch.no_grad()
