@@ -94,7 +94,9 @@ def _rule(found: Decision) -> str:
 
 
 def _source(results: Results) -> str:
-    devices = "; ".join(sorted(results.runs["device"].unique()))
+    measured = results["latency"].query("kind == 'measured'") if "latency" in results else results.runs[:0]
+    trained, timed = ("; ".join(sorted(frame["device"].unique())) for frame in (results.runs, measured))
+    devices = trained if timed in ("", trained) else f"losses on {trained}, times on {timed}"
     presets = ", ".join(sorted(results.runs["preset"].unique()))
     runs = f"{len(results.runs)} runs of preset {presets} · {devices}"
     return f"{runs} · drawn from the CSVs of results/{results.folder.name}"
