@@ -86,7 +86,8 @@ KEYS = {
 }
 # What follows from other tables, times and predictions of one machine, and which commit made what.
 UNCOMPARED = ("fits", "ranking", "equivalents", "questions", "where", "speed", "step", "growth", "cost", "plan", "provenance")
-UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss", "forgetting")
+UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss", "forgetting", "scale")
+UNCOMPARED += ("gpu_checks", "gpu_speed", "gpu_decode", "gpu_grid")
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
 # A column that the schema does not have (yet) is passed over.

@@ -95,6 +95,13 @@ def knob_values(tuning: Tuning, model: ModelConfig, train: Train) -> dict[str, f
     return {name: float(getattr(part, name.removeprefix("train."))) for name, part in of.items()}
 
 
+def architectures(chain: Chain) -> set[str]:
+    """Those whose models a chain trains or takes fields from."""
+    rows = (chain.base, *chain.steps)
+    found = (RELATIVE.fullmatch(value) for row in rows for value in row.set.values() if isinstance(value, str))
+    return {row.arch for row in rows if row.arch} | {match["arch"] for match in found if match and match["arch"]}
+
+
 def chain_arms(chain: Chain) -> list[tuple[Step, list[Step]]]:
     """Each row of a chain with the deltas, base first, that make it."""
     arms = [(chain.base, [chain.base])]

@@ -149,7 +149,8 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
         grid = dataclasses.replace(preset.grid, archs=latency.archs, repeats=())
         beside = tuple(arch for arch in preset.beside if arch in chosen)
-        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, recipes={}, beside=beside)
+        alone = {"recipes": {}, "beside": beside, "measure": dataclasses.replace(preset.measure, offload=None)}
+        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, **alone)
         group = match_size(timed, latency.size)
         for arch, model in group.models.items():
             rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})

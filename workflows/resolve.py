@@ -26,7 +26,7 @@ from evals.records.store import working_folder
 from models import arch_module
 from models.match import flops
 from models.transformer import ModelConfig
-from workflows.ablate import chain_arms, knob_values, resolve_arm, tuned, tuning_settings
+from workflows.ablate import architectures, chain_arms, knob_values, resolve_arm, tuned, tuning_settings
 from workflows.chains import Chain, load_chains, load_tuning
 from workflows.counting import counting_rows
 from workflows.matched import decode_models, match_size, matched_rows, recipe
@@ -80,8 +80,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool 
     arms = []
     strict.check_keys(preset.step_rates, chains, f"{preset.name}: step_rates")
     for name, chain in chains.items():
-        known = {chain.base.arch, *(step.arch for step in chain.steps if step.arch)}
-        if not known <= set(preset.archs):
+        if not architectures(chain) <= set(preset.archs):
             continue
         at = preset.chain_sizes.get(name, size)
         own_rates = preset.step_rates.get(name, {})

@@ -66,7 +66,7 @@ def main() -> int:
                     "then run the same command again"
                 )
             print("removing the lock of a workflow that was killed", file=sys.stderr)
-            subprocess.call(command(*sys.argv[1:], "--unlock"), env=environment())
+            subprocess.call(command("--unlock", *sys.argv[1:]), env=environment())
         return watch(command(*sys.argv[1:]), environment(), STATE)
 
 

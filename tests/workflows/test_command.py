@@ -116,7 +116,7 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
     assert modules == {
         "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
         "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "evals.laws.fits",
-        "evals.questions.ask", "evals.peers", "reports.build", "workflows.speed",
+        "evals.questions.ask", "evals.peers", "reports.build", "workflows.speed", "workflows.dry_run",
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train

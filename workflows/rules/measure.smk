@@ -356,24 +356,11 @@ if (
     )
 
 
-# The papers' sizes on many GPUs: modelled, and the same whatever the preset.
-rule scale:
-    output:
-        f"{RESULTS}/scale.csv",
-    log:
-        f"{RESULTS}/logs/scale.log",
-    params:
-        source=source_of("scale"),
-        gpus=contents(workflow.basedir, "evals/decode/gpus.yaml"),
-    shell:
-        LOGGED + "exec {PYTHON:q} -m workflows.dry_run --out {output:q}"
-
-
+# `scale`: the papers' sizes on many GPUs, the same whatever the preset. One job: a cluster is asked for nothing twice.
 rule plan:
-    input:
-        rules.scale.output,
     output:
-        f"{RESULTS}/plan.csv",
+        plan=f"{RESULTS}/plan.csv",
+        scale=f"{RESULTS}/scale.csv",
     log:
         f"{RESULTS}/logs/plan.log",
     threads: MOST_THREADS
@@ -382,10 +369,12 @@ rule plan:
         timing=1,
     params:
         target=flags(TARGET),
-        source=source_of("plan"),
+        sources=[source_of("plan"), source_of("scale")],
         gpus=contents(workflow.basedir, "evals/decode/gpus.yaml"),
     shell:
-        LOGGED + "exec {PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}"
+        LOGGED
+        + "{PYTHON:q} -m workflows.plan {RESULTS:q} {params.target:q}\n"
+        + "exec {PYTHON:q} -m workflows.dry_run --out {output.scale:q}"
 
 
 rule speed:
