@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from models.transformer import ModelConfig
 
@@ -50,7 +51,7 @@ def narrow_dense(model: ModelConfig) -> int:
 
 def nearest(target: float, value: Callable[[int], float], low: int = 1, high: int = 1 << 22) -> int:
     """The integer whose monotone `value` is nearest to `target`."""
-    floor = low
+    value, floor = cache(value), low
     while low < high:
         middle = (low + high) // 2
         if value(middle) < target:
@@ -93,6 +94,7 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, m
     if not (size_knob := arch.size_knob):
         return at_width(model)
 
+    @cache
     def at_size(size: int) -> ModelConfig:
         return at_width(turn(model, **{size_knob: size}))
 
@@ -164,8 +166,9 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     def stored(level: float) -> float:
         return rule.sparse_ratio * level / 2
 
-    levels = {nominal} | {flops(m) for m in solve_all(nominal, stored(nominal)).values()}
-    candidates = [solve_all(level, stored(level)) for level in sorted(levels)]
+    at = {nominal: solve_all(nominal, stored(nominal))}
+    at |= {level: solve_all(level, stored(level)) for level in {flops(m) for m in at[nominal].values()} - {nominal}}
+    candidates = [at[level] for level in sorted(at)]
     best = min(candidates, key=lambda solved: worst(solved)[0])
     level = sum(flops(m) for m in best.values()) / len(best)
     sizes = {params(m) for m in best.values() if m.arch.size_knob}

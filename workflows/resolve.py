@@ -146,6 +146,10 @@ def data_key(preset: Preset) -> str:
     return f"{preset.data['corpus']}-{preset.data['vocab_size']}-{sha(preset.data)[:6]}"
 
 
+def as_yaml(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+
+
 def write_if_changed(path: Path, text: str) -> None:
     """Leaves an equal file, and so its time stamp, alone."""
     if path.exists() and path.read_text() == text:
@@ -161,11 +165,10 @@ def write_grid(name: str, overrides: dict[str, Any], results: Path, key: str = "
     plan, runs = resolve(preset, {} if grid_only else load_chains(), results, tune=not grid_only)
     folder = working_folder(results, name)
     for run, cfg in runs.items():
-        text = yaml.safe_dump(cfg.as_dict(), sort_keys=False)
-        write_if_changed(folder / "runs" / run / "config.yaml", text)
+        write_if_changed(folder / "runs" / run / "config.yaml", as_yaml(cfg.as_dict()))
     if preset.measure.latency:
         decode = {"preset": name, "settings": preset.measure.latency, "models": decode_models(preset)}
-        write_if_changed(folder / "latency.yaml", yaml.safe_dump(plain(decode), sort_keys=False))
+        write_if_changed(folder / "latency.yaml", as_yaml(plain(decode)))
     write_if_changed(folder / "grid.json", json.dumps(plan | {"key": key}, indent=1))
     return plan
 

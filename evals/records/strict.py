@@ -7,6 +7,7 @@ import reprlib
 import types
 import typing
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from evals.records.errors import UserError
@@ -46,6 +47,12 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+@cache
+def kinds(cls: type) -> dict[str, Any]:
+    """Types of a class's fields, with what is written beside them."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def build(cls: type, data: Any, where: str) -> Any:
     """An instance of dataclass `cls` from a mapping.
 
@@ -59,7 +66,7 @@ def build(cls: type, data: Any, where: str) -> Any:
         raise UserError(f"{where}: expected a mapping of {cls.__name__} fields, found {shown(data)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     check_keys(data, fields, where)
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = kinds(cls)
     missing = [
         name
         for name, f in fields.items()
