@@ -168,8 +168,9 @@ for grid_size in dict.fromkeys(GRID["runs"][run]["size"] for run in GRID["grid"]
             ),
             [
                 f"{RESULTS}/evals/{batch}.csv"
-                for batch in (EVALS_BATCHES if EVALS else ())
+                for batch, runs in (EVALS_BATCHES.items() if EVALS else ())
                 if batch.rpartition(".")[0] == grid_size
+                and not set(GRID["grid"]).isdisjoint(runs)
             ],
             [
                 f"{RESULTS}/access/{run}.csv"
