@@ -5,9 +5,19 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from evals.records import schema
+from reports import build
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+
+
+def rendered(folder: Path, *names: str, **given) -> str:
+    """The page of these sections alone, each of which takes its time to draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "SECTIONS", tuple(section for section in build.SECTIONS if section[0] in names))
+        return build.render(folder, **given)
 
 
 def section(page: str, name: str) -> str:

@@ -5,18 +5,20 @@ import re
 
 import numpy as np
 import pytest
-from pages import copy_of, rewrite, section, table
+from pages import copy_of, rendered, rewrite, section, table
 from synthetic_laws import JOINT
 
 from evals.laws.points import Points
 from evals.records import schema
-from reports import build, fits
+from reports import fits
 from reports import page as parts
+
+DRAWN = ("losses", "scaling", "ablations", "matched")
 
 
 @pytest.fixture
 def page(undrawn, results) -> str:
-    return html.unescape(build.render(results))
+    return html.unescape(rendered(results, *DRAWN))
 
 
 def test_a_law_stands_with_intervals_and_with_what_it_did_not_see(page):
@@ -87,6 +89,6 @@ def test_a_folder_without_a_law_has_its_sentences(undrawn, results, tmp_path):
     path = copy_of(results, tmp_path)
     rewrite(path / "equivalents.csv", "equivalents", lambda frame: frame[:0])
     rewrite(path / "ranking.csv", "ranking", lambda frame: frame[:0])
-    page = html.unescape(build.render(path))
+    page = html.unescape(rendered(path, *DRAWN))
     assert "equivalents.csv has no rows" in section(page, "losses")
     assert "ranking.csv has no rows" in section(page, "scaling")

@@ -3,7 +3,7 @@
 import html
 
 import pytest
-from pages import copy_of, rewrite, section, table
+from pages import copy_of, rendered, rewrite, section, table
 from synthetic_fair import folder
 from synthetic_folder import SIZES, run_row
 
@@ -16,7 +16,7 @@ from reports import page as parts
 def test_a_conservative_speed_up_needs_a_roofline(undrawn, results, tmp_path):
     path = copy_of(results, tmp_path)
     rewrite(path / "latency.csv", "latency", lambda frame: frame.assign(predicted_ms=None))
-    page = build.render(path)
+    page = rendered(path, "latency")
     header, *rows = table(page, "Speed-up over MoE")
     assert {row[header.index("conservative")] for row in rows} == {"–"}
     assert {row[header.index("reading")] for row in rows} == {"MoE has no roofline", "memory is slower"}
@@ -28,7 +28,7 @@ def test_other_machines_times_stand_beside_ours_without_their_runs(undrawn, resu
     path = copy_of(results, tmp_path)
     change = {"device": "CUDA: Another", "run": "dense-d64-s0"}
     rewrite(path / "latency.csv", "latency", lambda frame: frame.assign(**change))
-    page = build.render(results, [path])
+    page = rendered(results, "latency", also=[path])
     assert "measured, CUDA, fp32" in page
     assert "measured, CPU, fp32" in page
     assert "dense-d64-s0" in set(timings.timings(parts.Results(path))["run"])
@@ -42,7 +42,7 @@ def test_a_chain_alone_has_its_laws(undrawn, results, tmp_path):
     runs = schema.read(results / "runs.csv", "runs")
     schema.write(tmp_path / "arms.csv", "arms", arms)
     schema.write(tmp_path / "runs.csv", "runs", runs[runs["run"].isin(arms["run"])])
-    page = build.render(tmp_path)
+    page = rendered(tmp_path, "scaling", "losses")
     assert {row[0] for row in table(page, "Every law by the form that stands")[1:]} == {"sparse ratio", "table size"}
     assert "Against sparse over activated parameters" in section(page, "scaling")
     assert "runs.csv holds no finished run of the comparison" in section(page, "losses")
@@ -53,14 +53,14 @@ def test_unusable_statements_are_one_sentence(undrawn, results, tmp_path, text):
     path = copy_of(results, tmp_path)
     (path / "statements.csv").write_text(text)
     with pytest.raises(UserError, match=r"statements.csv is (cut short|not a CSV)"):
-        build.render(path)
+        rendered(path, "claims")
     (path / "statements.csv").unlink()
-    assert "statements.csv is absent" in build.render(path)
+    assert "statements.csv is absent" in rendered(path, "claims")
 
 
 def test_seeds_are_a_mean_and_a_spread_with_a_link_each(undrawn, tmp_path):
     path = folder(tmp_path / "three", seeds=3)
-    page = build.render(path)
+    page = rendered(path, "losses")
     losses = schema.read(path / "runs.csv", "runs").set_index("run")["test_loss"]
     losses = losses[[f"pkm-d64-s{seed}" for seed in range(3)]]
     assert f"{losses.mean():.3f} ± {losses.std():.3f}" in section(page, "losses")
@@ -85,7 +85,7 @@ def test_an_absent_csv_is_a_sentence_with_a_reason(undrawn, results, tmp_path, a
 def test_a_csv_without_rows_is_a_sentence_too(undrawn, results, tmp_path):
     folder = copy_of(results, tmp_path)
     schema.write(folder / "arms.csv", "arms", [])
-    assert "Not measured in this run: arms.csv has no rows" in section(build.render(folder), "ablations")
+    assert "Not measured in this run: arms.csv has no rows" in section(rendered(folder, "ablations"), "ablations")
 
 
 def test_runs_alone_and_an_unfinished_run_make_a_report(results, tmp_path):
@@ -111,11 +111,11 @@ def test_a_foreign_csv_and_an_empty_folder_are_one_sentence(undrawn, results, tm
     text = (folder / "evals.csv").read_text()
     (folder / "evals.csv").write_text(text.replace("stderr", "standard_error", 1))
     with pytest.raises(UserError, match=r"evals.csv is not a CSV of table 'evals': it lacks 'stderr'"):
-        build.render(folder)
+        rendered(folder, "evaluations")
     (folder / "evals.csv").write_text(text)
     (folder / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json is not JSON"):
-        build.render(folder)
+        rendered(folder, "data")
     (tmp_path / "empty").mkdir()
     for absent in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(UserError, match="snakemake"):

@@ -1,20 +1,12 @@
 """The section of tables larger than memory: sentences and tables say what the CSVs hold."""
 
-import pytest
-from pages import copy_of, section, table
+from pages import copy_of, rendered, section, table
 
 from evals.records import schema
-from reports import build, sections
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """Pages of this section only."""
-    monkeypatch.setattr(build, "SECTIONS", [one for one in sections.SECTIONS if one[0] == "offload"])
 
 
 def test_losses_times_and_hits_are_those_of_the_tables(undrawn, results):
-    page = build.render(results)
+    page = rendered(results, "offload")
     text = section(page, "offload")
     assert "at 16 bits +0.0000 nats over 3 runs" in text
     assert "at 4 bits +0.0150 nats over 3 runs (at most +0.0200, pkm-d64-s0)" in text
@@ -37,7 +29,7 @@ def test_losses_times_and_hits_are_those_of_the_tables(undrawn, results):
 def test_a_folder_without_one_table_says_so_and_shows_the_others(undrawn, results, tmp_path):
     path = copy_of(results, tmp_path)
     (path / "offload.csv").unlink()
-    text = section(build.render(path), "offload")
+    text = section(rendered(path, "offload"), "offload")
     assert "offload.csv is absent" in text
     assert "Every cell" not in text
     assert "Hit rate of a cache" in text

@@ -4,11 +4,11 @@ import html
 
 import pandas as pd
 import pytest
-from pages import copy_of, rewrite, section, table
+from pages import copy_of, rendered, rewrite, section, table
 from synthetic_fair import folder
 
 from evals.records import schema
-from reports import build, questions
+from reports import questions
 from reports.page import Results
 
 
@@ -62,7 +62,7 @@ def test_where_a_memory_helps(frame):
 
 
 def test_the_section_has_sentences_pictures_and_numbers(undrawn, results):
-    page = html.unescape(build.render(results))
+    page = html.unescape(rendered(results, "questions"))
     here = section(page, "questions")
     for said in ("UltraMem's gap to MoE-8", "Of the shares that were run", "UltraMem gains over dense"):
         assert said in here
@@ -84,7 +84,7 @@ def test_what_was_not_run_says_so(undrawn, results, tmp_path):
     rewrite(path / "questions.csv", "questions", lambda frame: frame[frame["quantity"] == "slope"].assign(**none))
     (path / "where.csv").unlink()
     rewrite(path / "arms.csv", "arms", lambda frame: frame[frame["chain"] != "placebos"])
-    here = html.unescape(section(build.render(path), "questions"))
+    here = html.unescape(section(rendered(path, "questions"), "questions"))
     assert "Whether UltraMemV2 closes its gap to MoE-8 with tokens is not tested: no runs." in here
     assert "What share of the sparse parameters should be memory is not tested." in here
     assert "Where a memory helps is not tested" in here

@@ -5,11 +5,12 @@ import re
 
 import pytest
 import synthetic_fair
+from pages import rendered, section
 from scipy import stats as distributions
 from synthetic import grid_run, row, write
 
 from evals.records import schema
-from reports import build, placebos, scaling, sections, style
+from reports import placebos, scaling, sections, style
 from reports.page import Results, Text
 
 
@@ -24,8 +25,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(style, "svg", lambda name, alt, figure: f'<svg aria-label="{html.escape(alt)}"></svg>')
 
     def draw(folder, name: str) -> str:
-        monkeypatch.setattr(build, "SECTIONS", [one for one in sections.SECTIONS if one[0] == name])
-        page = build.render(folder).split(f'<section id="{name}"')[1].split("</section>")[0]
+        page = section(rendered(folder, name), name)
         page = re.sub(r"</t[dh]>", "|", re.sub(r"</tr>", "\n", page.replace("\n", " ")))
         return html.unescape(re.sub("<[^>]*>", "", page))
 
@@ -154,11 +154,12 @@ def test_what_was_not_measured_is_lent_by_the_reference_and_said_to_be(tmp_path,
     for table in ("tuning", "coordinates", "diagnosis"):
         (part / f"{table}.csv").unlink()
     monkeypatch.setattr(style, "svg", lambda name, alt, figure: "<svg></svg>")
-    alone, lent = build.render(part), build.render(part, reference=whole)
+    names = ("tuning", "coordinates", "diagnosis")
+    alone, lent = rendered(part, *names), rendered(part, *names, reference=whole)
     assert alone.count("Not measured by this run: what follows is of the committed results (whole, ") == 0
     assert lent.count("Not measured by this run: what follows is of the committed results (whole, ") == 3
     assert "Learning-rate sensitivity" in lent
     assert "Learning-rate sensitivity" not in alone
-    assert build.render(whole, reference=part) == build.render(whole)  # what is there needs no loan
+    assert rendered(whole, *names, reference=part) == rendered(whole, *names)  # what is there needs no loan
     tuned = next(run for run in schema.read(whole / "tuning.csv", "tuning").run)
     assert f"#run-{tuned}" not in lent.partition("Learning-rate sensitivity")[2].partition("Coordinate check")[0]

@@ -27,8 +27,7 @@ def losses(folder):
     return frame[["step", "split", "source", "loss"]].to_csv(index=False)
 
 
-@pytest.mark.parametrize("arch", ["moe8", "ultramem"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("arch", "how"), [("moe8", signal.SIGKILL), ("ultramem", signal.SIGTERM)])
 def test_killed_run_continues_bit_for_bit(tmp_path, corpus, models, arch, how):
     straight = make_run(tmp_path / "straight", corpus, models[arch])
     broken = make_run(tmp_path / "broken", corpus, models[arch], checkpoint_s=0.0)
