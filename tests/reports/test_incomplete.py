@@ -53,9 +53,9 @@ def test_unusable_statements_are_one_sentence(undrawn, results, tmp_path, text):
     path = copy_of(results, tmp_path)
     (path / "statements.csv").write_text(text)
     with pytest.raises(UserError, match=r"statements.csv is (cut short|not a CSV)"):
-        rendered(path, "claims")
+        rendered(path, "latency")
     (path / "statements.csv").unlink()
-    assert "statements.csv is absent" in rendered(path, "claims")
+    assert "statements.csv is absent" in rendered(path, "latency")
 
 
 def test_seeds_are_a_mean_and_a_spread_with_a_link_each(undrawn, tmp_path):
