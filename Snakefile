@@ -72,4 +72,6 @@ rule all:
 include: "workflows/rules/data.smk"
 include: "workflows/rules/train.smk"
 include: "workflows/rules/measure.smk"
+include: "workflows/rules/time.smk"
+include: "workflows/rules/conclude.smk"
 include: "workflows/rules/report.smk"

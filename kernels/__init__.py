@@ -4,7 +4,8 @@ CPU tensors go to C++ (`cpu/`, compiled at first use for the processor's instruc
 anything else, and every machine without a compiler or Triton, to plain torch (`reference.py`, the definition of correct).
 ULTRAMEM_KERNELS=auto|reference|native|triton overrides the choice; importing compiles nothing. `cross_entropy.py` stands on
 torch's products, `experts.py` puts a mixture of experts together from `grouped_mm`, `attention.py` chooses between C++ and
-torch's, `allocator.py` keeps a step's memory, `aot.py` compiles and judges the Triton kernels without a GPU.
+torch's, `allocator.py` keeps a step's memory, `aot.py` compiles and judges the Triton kernels without a GPU. Above 300 lines,
+because each operation's contract stands here, in its docstring, once for all implementations.
 
 Letters: T tokens, H heads, n keys per axis, m picks per head, r Tucker rank, h cores, M = H*m picks per token, N table
 rows, C value width, P pre-value width, G groups, S rows sorted by expert, E experts, D in, F out, V vocabulary.

@@ -51,7 +51,7 @@ def narrow_dense(model: ModelConfig) -> int:
 
 def nearest(target: float, value: Callable[[int], float], low: int = 1, high: int = 1 << 22) -> int:
     """The integer whose monotone `value` is nearest to `target`."""
-    value, floor = cache(value), low
+    floor = low
     while low < high:
         middle = (low + high) // 2
         if value(middle) < target:
@@ -156,6 +156,7 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     block = 12 * backbone.d_model**2 * backbone.n_layers
     nominal = 2 * block * rule.flops_ratio
 
+    @cache
     def solve_all(target_flops: float, target_params: float) -> dict[str, ModelConfig]:
         return {n: solve(m, target_flops, target_params, rule) for n, m in models.items()}
 
@@ -166,9 +167,8 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     def stored(level: float) -> float:
         return rule.sparse_ratio * level / 2
 
-    at = {nominal: solve_all(nominal, stored(nominal))}
-    at |= {level: solve_all(level, stored(level)) for level in {flops(m) for m in at[nominal].values()} - {nominal}}
-    candidates = [at[level] for level in sorted(at)]
+    levels = {nominal} | {flops(m) for m in solve_all(nominal, stored(nominal)).values()}
+    candidates = [solve_all(level, stored(level)) for level in sorted(levels)]
     best = min(candidates, key=lambda solved: worst(solved)[0])
     level = sum(flops(m) for m in best.values()) / len(best)
     sizes = {params(m) for m in best.values() if m.arch.size_knob}

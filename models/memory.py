@@ -4,6 +4,8 @@
     picks = top-m cells of the n' x n' grid that the selector spans from S_row and S_col (pkm.py: sum; tucker.py: TDQKR)
     o = W [sum over the picks of expansion block e of weight * V[row]] for e = 1..E, concatenated      (IVE: pool, project)
 
+Above 300 lines, because one pass through the layer reads from top to bottom.
+
 P1 sections 3.1-3.4, P2 section 3. Scores are computed in float32 under autocast too, while projections may be bfloat16; a
 half-precision model's scores are products of half-precision queries and keys, summed in float32.
 

@@ -1,6 +1,7 @@
 """Floors: kernels below models below evals below workflows and reports, `evals.records` below the rest of evals."""
 
 import ast
+import subprocess
 
 import pytest
 from repository import ROOT, modules
@@ -55,3 +56,11 @@ def test_no_import_goes_in_a_circle():
 
     for module in graph:
         visit(module, ())
+
+
+def test_a_long_file_gives_its_reason():
+    told = subprocess.check_output(["git", "ls-files", "*.py", "*.smk", "*.cpp", "*.h", "Snakefile"], cwd=ROOT, text=True)
+    texts = {name: (ROOT / name).read_text().splitlines() for name in told.split()}
+    assert len(texts) > 300
+    long = {name: " ".join(lines[:20]) for name, lines in texts.items() if len(lines) > 300}
+    assert not {name for name, head in long.items() if "bove 300 lines" not in head}

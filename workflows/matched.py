@@ -14,7 +14,7 @@ from evals.records.runs import build_model
 from models import arch_config
 from models.match import MatchError, MatchRule, flops, gate, match, narrow_dense, params, solve
 from models.transformer import ModelConfig
-from workflows.presets import Preset, merge
+from workflows.presets import Measure, Preset, merge
 
 ARCH_KNOBS = ("width_knob", "size_knob", "share_knob")
 WIDTH_SHARE = re.compile(r"d_model ?/ ?(\d+)")
@@ -149,8 +149,8 @@ def decode_models(preset: Preset) -> list[dict[str, Any]]:
         chosen = {arch: preset.archs[arch] for arch in latency.archs}
         grid = dataclasses.replace(preset.grid, archs=latency.archs, repeats=())
         beside = tuple(arch for arch in preset.beside if arch in chosen)
-        alone = {"recipes": {}, "beside": beside, "measure": dataclasses.replace(preset.measure, offload=None)}
-        timed = dataclasses.replace(preset, match=rule, archs=chosen, grid=grid, **alone)
+        bare = dataclasses.replace(preset, recipes={}, measure=Measure())  # nothing else that names architectures
+        timed = dataclasses.replace(bare, match=rule, archs=chosen, grid=grid, beside=beside)
         group = match_size(timed, latency.size)
         for arch, model in group.models.items():
             rows.append({"sparse_ratio": ratio, "arch": arch, "model": dataclasses.replace(model, seq_len=latency.context + 1)})

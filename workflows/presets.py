@@ -10,7 +10,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
@@ -255,7 +255,7 @@ def override(key: str, value: Any) -> Any:
         UserError: another type, or out of range.
     """
     part, where = OVERRIDES[key], f"--config {key}"
-    hint = get_type_hints(PARTS[part], include_extras=True)[key] if part in PARTS else Literal[tuple(corpora())]
+    hint = strict.kinds(PARTS[part])[key] if part in PARTS else Literal[tuple(corpora())]
     if part == "grid" and not isinstance(value, (list, tuple)):
         value = [value]
     if key == "seeds":

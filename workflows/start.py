@@ -66,6 +66,7 @@ def main() -> int:
                     "then run the same command again"
                 )
             print("removing the lock of a workflow that was killed", file=sys.stderr)
+            # Before the words that were given: behind a `--` of theirs it would be a target.
             subprocess.call(command("--unlock", *sys.argv[1:]), env=environment())
         return watch(command(*sys.argv[1:]), environment(), STATE)
 

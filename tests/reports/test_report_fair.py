@@ -10,7 +10,7 @@ from scipy import stats as distributions
 from synthetic import grid_run, row, write
 
 from evals.records import schema
-from reports import placebos, scaling, sections, style
+from reports import build, placebos, scaling, sections, style
 from reports.page import Results, Text
 
 
@@ -154,12 +154,11 @@ def test_what_was_not_measured_is_lent_by_the_reference_and_said_to_be(tmp_path,
     for table in ("tuning", "coordinates", "diagnosis"):
         (part / f"{table}.csv").unlink()
     monkeypatch.setattr(style, "svg", lambda name, alt, figure: "<svg></svg>")
-    names = ("tuning", "coordinates", "diagnosis")
-    alone, lent = rendered(part, *names), rendered(part, *names, reference=whole)
+    alone, lent = rendered(part, *build.BORROWED), rendered(part, *build.BORROWED, reference=whole)
     assert alone.count("Not measured by this run: what follows is of the committed results (whole, ") == 0
     assert lent.count("Not measured by this run: what follows is of the committed results (whole, ") == 3
     assert "Learning-rate sensitivity" in lent
     assert "Learning-rate sensitivity" not in alone
-    assert rendered(whole, *names, reference=part) == rendered(whole, *names)  # what is there needs no loan
+    assert rendered(whole, *build.BORROWED, reference=part) == rendered(whole, *build.BORROWED)  # what is there needs no loan
     tuned = next(run for run in schema.read(whole / "tuning.csv", "tuning").run)
     assert f"#run-{tuned}" not in lent.partition("Learning-rate sensitivity")[2].partition("Coordinate check")[0]

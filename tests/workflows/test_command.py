@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -121,6 +122,19 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
     assert "--nproc-per-node 2 -m workflows.train" in train
+
+
+def test_a_size_of_the_grid_is_made_without_the_chains_runs_of_that_size(tmp_path):
+    check_out(tmp_path)
+    smoke = tmp_path / "workflows/configs/smoke.yaml"
+    text = smoke.read_text().replace("chains: []", "chains: [controls]")
+    smoke.write_text(text.replace("  evals: {", "  evals: {together: 1, "))
+    env = ENV | {"PYTHONPATH": str(tmp_path)}
+    told = snakemake(tmp_path, "grid_xs", "-n", "--config", "preset=smoke", root=tmp_path, env=env)
+    assert dict(re.findall(r"^(train_xs|evals_xs) +(\d+)$", told.stderr + told.stdout, re.M)) == {
+        "train_xs": "6",
+        "evals_xs": "6",
+    }
 
 
 # Makes the folder that it is told to, in place of the corpus.

@@ -27,11 +27,18 @@ def losses(folder):
     return frame[["step", "split", "source", "loss"]].to_csv(index=False)
 
 
-@pytest.mark.parametrize(("arch", "how"), [("moe8", signal.SIGKILL), ("ultramem", signal.SIGTERM)])
-def test_killed_run_continues_bit_for_bit(tmp_path, corpus, models, arch, how):
-    straight = make_run(tmp_path / "straight", corpus, models[arch])
+@pytest.fixture(scope="module", params=["moe8", "ultramem"])
+def straight(request, tmp_path_factory, corpus, models):
+    """(architecture, folder of a run of it that nobody disturbed)."""
+    folder = make_run(tmp_path_factory.mktemp("straight") / request.param, corpus, models[request.param])
+    assert finish(folder).returncode == 0
+    return request.param, folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_continues_bit_for_bit(tmp_path, corpus, models, straight, how):
+    arch, straight = straight
     broken = make_run(tmp_path / "broken", corpus, models[arch], checkpoint_s=0.0)
-    assert finish(straight).returncode == 0
     process = subprocess.Popen(command(broken), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (broken / "checkpoint.safetensors").exists():
         time.sleep(0.01)

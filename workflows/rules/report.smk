@@ -17,6 +17,7 @@ rule report:
         asked_for=contents(
             RESULTS,
             "plan.csv",
+            "scale.csv",
             "speed.csv",
             "step.csv",
             "peers.csv",
