@@ -23,12 +23,19 @@ def make_run(folder, corpus, model, **changes):
     return folder
 
 
-def command(folder):
-    return [sys.executable, "-m", "workflows.train", str(folder)]
+def command(folder, module="workflows.train"):
+    return [sys.executable, "-m", module, str(folder)]
 
 
 def finish(folder):
     return subprocess.run(command(folder), capture_output=True, text=True, env=ENV)
+
+
+def torchrun(folder, workers):
+    """A run trained by several workers of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    done = subprocess.run([*launcher, *command(folder, "workflows.worker")[1:]], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def trainer(folder):

@@ -121,7 +121,7 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
-    assert "--nproc-per-node 2 -m workflows.train" in train
+    assert "--nproc-per-node 2 -m workflows.worker" in train
 
 
 def test_a_size_of_the_grid_is_made_without_the_chains_runs_of_that_size(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from repository import ENV
-from training_runs import NoStop, command, finish, make_run, trainer
+from training_runs import NoStop, command, finish, make_run, torchrun, trainer
 
 from evals.records import schema, tensors
 from evals.records.errors import UserError
@@ -219,9 +219,7 @@ def test_two_workers_train_as_one(tmp_path, corpus, models, arch, values):
     one = make_run(tmp_path / "one", corpus, models[arch], value_optimizer=values)
     two = make_run(tmp_path / "two", corpus, models[arch], value_optimizer=values, workers=2)
     assert finish(one).returncode == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, *command(two)[1:]], capture_output=True, text=True, env=ENV)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(two, workers=2)
     a, b = (pd.read_csv(folder / "train.csv") for folder in (one, two))
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
     np.testing.assert_allclose(a.aux_loss, b.aux_loss, rtol=1e-4)
@@ -237,7 +235,11 @@ def test_workers_stop_after_the_same_step(tmp_path, corpus, models, told):
     shared = ENV | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
         subprocess.Popen(
-            command(folder), env=shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(folder, "workflows.worker"),
+            env=shared | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]

@@ -33,9 +33,11 @@ def threads_of(size):
 
 
 def launcher(size):
-    alone, workers = ["workflows.train"], workers_of(size)
+    workers = workers_of(size)
+    if workers == 1:
+        return ["workflows.train"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", workers]
-    return alone if workers == 1 else [*torchrun, "-m", *alone]
+    return [*torchrun, "-m", "workflows.worker"]
 
 
 for size_rank, size_name in enumerate(
