@@ -6,6 +6,7 @@ over the global batch, held-out windows are shared out, and what is written at t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +46,21 @@ class SpreadTrainer(Trainer):
     def restore(self) -> None:
         if (path := self.store.latest()) is None:
             return
-        note = self.store.restore(path, store.state(self.spreading, self.optimizers), self.identity())
+        note = self.store.restore(path, store.state(self.spreading, self.optimizers), self.made_by())
         vars(self).update({name: note[name] for name in PROGRESS})
         self.resumed += 1
+
+    def made_by(self) -> dict[str, str]:
+        """`identity`, but for the number of workers, which may change."""
+        alike = replace(self.run, train=replace(self.cfg, workers=1, micro_batch=0))
+        return self.identity() | {"config": alike.sha}
 
     def save(self) -> None:
         """Wishes for a checkpoint; clocks differ, so workers make it when they next agree."""
         self.wish = True
 
     def keep(self) -> None:
-        note = {name: getattr(self, name) for name in PROGRESS} | {"identity": self.identity()}
+        note = {name: getattr(self, name) for name in PROGRESS} | {"identity": self.made_by()}
         self.store.save(self.step, store.state(self.spreading, self.optimizers), note)
 
     def train(self, stop: Stop) -> None:
