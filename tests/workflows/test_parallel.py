@@ -1,5 +1,6 @@
-"""The sharded engine: any number of workers gives what one gives, from any number's checkpoint, in as little memory as it says."""
+"""The sharded engine: any number of workers gives what one gives, from any number's checkpoint, in its share of memory."""
 
+import shutil
 import signal
 from dataclasses import replace
 
@@ -7,19 +8,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from groups import together
 from scored_models import SPARSE, TINY
+from sent_bytes import Sent
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from training_runs import NoStop, make_run, trainer
 
+from evals.access.partition import Lookup, by_dimension, by_number_pooled, experts
 from evals.records import runs, tensors
 from evals.records.errors import UserError
 from models import ARCHS
 from models.feed_forward import DenseConfig
 from models.hybrid import HybridConfig
 from models.memory_plus import MemoryPlusConfig
+from models.moe import MoEConfig
 from models.peer import PEERConfig
 from models.transformer import ModelConfig
+from models.ultramem import UltraMemConfig
+from models.ultramem_v2 import UltraMemV2Config
+from workflows.parallel.experts import SpreadExperts
 from workflows.parallel.settings import Parallel
+from workflows.parallel.spread import Spreading
 from workflows.parallel.trainer import SpreadTrainer
 
 # Small steps: a tie between two scores that rounding decides otherwise would move a loss by 1e-4.
@@ -64,7 +75,7 @@ def alone(folder):
 
 
 def assert_same(folder, other, loss=1e-6, weights=1e-4):
-    """Losses and rows' reads of two runs, and their weights and health; Adam magnifies what rounding does to small gradients."""
+    """Losses, weights, health and rows' reads of two runs; Adam magnifies what rounding does to small gradients."""
     a, b = (pd.read_csv(path / "train.csv") for path in (folder, other))
     assert a[["step", "split", "source"]].equals(b[["step", "split", "source"]])
     np.testing.assert_allclose(a.loss, b.loss, rtol=loss)
@@ -100,6 +111,18 @@ def test_any_number_of_workers_trains_as_one(tmp_path, corpus, arch):
             assert_same(folder, one)
 
 
+def test_in_bfloat16_too(tmp_path, corpus):
+    """Weights gathered and rows exchanged in bfloat16: near, not equal."""
+    model = model_of(CONFIGS["ultramem_v2"])
+    half = SMALL | {"precision": "bf16"}
+    one = alone(make_run(tmp_path / "one", corpus, model, **half))
+    two = make_run(tmp_path / "two", corpus, model, workers=2, **half)
+    together(2, lambda rank: spread(two, Parallel(gather="bf16")))
+    a, b = (pd.read_csv(folder / "train.csv").loss for folder in (one, two))
+    np.testing.assert_allclose(a, b, rtol=5e-3)
+    assert (a != b).any()
+
+
 BALANCED = {"ultramem_v2": {"balance_loss": 0.01}, "moe": {}}
 
 
@@ -128,6 +151,111 @@ def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path, corpus, arch, val
         together(workers, lambda rank, stop=stop: spread(folder, setting, stop))
         if stop:
             (kept,) = folder.glob("checkpoint-*")
-            assert not list(kept.glob("*.metadata")) and len(list(kept.glob("*.safetensors"))) == workers
+            assert {path.suffix for path in kept.iterdir()} == {".safetensors", ".json"}
+            assert len(list(kept.glob("*.safetensors"))) == workers
     assert_same(folder, one)
     assert not list(folder.glob("*checkpoint*"))
+
+
+WIDE = {**TINY, "n_keys": 32, "n_mem_heads": 2, "top_m": 16}
+ASKED = {
+    "ultramem": UltraMemConfig(**WIDE, d_value=32),
+    "ultramem_v2": UltraMemV2Config(**WIDE, d_value=32, d_pre_value=16),
+    "moe": MoEConfig(n_experts=8, top_k=2, d_expert=8),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_bytes_are_those_of_the_formulas(workers, precision):
+    """Evenly spread picks, as the formulas have them; forward and backward of one layer, a token's share."""
+    T, size = 256, 4 if precision == "fp32" else 2
+
+    def sent(arch, values="number"):
+        torch.manual_seed(0)
+        model = model_of(ASKED[arch]).build()
+        Spreading(model, init_device_mesh("cpu", (workers,)), Parallel(values=values), precision)
+        torch.manual_seed(1 + dist.get_rank())
+        if arch == "moe":
+            x_TD = torch.randn(T, 32, requires_grad=True)
+            moe, chosen = model.blocks[0].ffn, torch.rand(T, 8).topk(2)[1]
+            with Sent() as counted:
+                SpreadExperts(moe, torch.bfloat16 if size == 2 else None).experts(
+                    x_TD, chosen, torch.ones(T, 2)
+                ).sum().backward()
+            return counted.total / T
+        memory, cfg = model.memories[0], ASKED[arch]
+        row_TM = torch.randint(memory.window.rows, (T, 32))
+        block_TM = torch.randint(cfg.blocks, (T, 32))
+        weight_TMh = torch.randn(T, 32, cfg.n_cores, requires_grad=True)
+        met_TV = torch.randn(T, 16, requires_grad=True) if arch == "ultramem_v2" else None
+        with Sent() as counted:
+            memory.folded.pool(row_TM, block_TM, weight_TMh, met_TV).sum().backward()
+        return counted.total / T
+
+    def work(rank):
+        for arch, cfg in ASKED.items():
+            if arch == "moe":
+                assert sent(arch) == pytest.approx(experts(2, 32, workers, backward=True, itemsize=size), rel=0.05)
+                continue
+            ask = Lookup(32, 32, cfg.n_cores, cfg.blocks, 16 if arch == "ultramem_v2" else 0, size)
+            for values, formula in (("number", by_number_pooled), ("dimension", by_dimension)):
+                assert sent(arch, values) == pytest.approx(formula(ask, workers, backward=True), rel=0.05), (arch, values)
+
+    together(workers, work)
+
+
+@pytest.mark.parametrize(
+    ("arch", "values"), [("dense", "number"), ("moe", "number"), ("ultramem", "number"), ("ultramem", "dimension")]
+)
+def test_a_worker_holds_its_share(tmp_path, corpus, arch, values):
+    """Parameters, gradients and both moments: what lies everywhere, and 1/P of the rest."""
+    model = ModelConfig(vocab_size=256, d_model=32, n_layers=2, n_heads=2, seq_len=32, arch=(ASKED | CONFIGS)[arch])
+    folder = make_run(tmp_path / "run", corpus, model, workers=4, **SMALL)
+
+    def work(rank):
+        run = SpreadTrainer(folder, runs.load_run(folder), "cpu", Parallel(values=values))
+        run.model.train()
+        run.gradients(*run.windows.batch(0))
+        everywhere = sum(p.numel() for p in run.spreading.replicated)
+        total = sum(p.numel() for p in model.build().parameters())
+        held = 0
+        for parameter in run.model.parameters():
+            moments = [t for t in run.optimizers.state[parameter].values() if t.ndim]
+            for tensor in (parameter, parameter.grad, *moments):
+                tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                held += tensor.numel() * tensor.element_size()
+        assert held == pytest.approx(4 * 4 * (everywhere + (total - everywhere) / 4), rel=0.1)
+
+    together(4, work)
+
+
+def test_what_cannot_be_split_is_refused():
+    def work(rank):
+        with pytest.raises(UserError, match=r"4 columns of each of 2 cores do not split evenly over 3 .* divides 4"):
+            Spreading(
+                model_of(CONFIGS["ultramem"]).build(), init_device_mesh("cpu", (3,)), Parallel(values="dimension"), "fp32"
+            )
+
+    together(3, work)
+
+
+def test_a_checkpoint_of_something_else_or_damaged_is_refused(tmp_path, corpus):
+    model = model_of(CONFIGS["dense"])
+    folder = make_run(tmp_path / "run", corpus, model, workers=2, **SMALL)
+    together(2, lambda rank: spread(folder, Parallel(), StopAt(3)))
+    other = make_run(tmp_path / "other", corpus, model, workers=2, **SMALL | {"lr": 1e-4})
+    (kept,) = folder.glob("checkpoint-*")
+
+    def refused(where, reason):
+        def work(rank):
+            run = SpreadTrainer(where, runs.load_run(where), "cpu", Parallel())
+            with pytest.raises(UserError, match=reason):
+                run.restore()
+
+        together(2, work)
+
+    shutil.copytree(kept, other / kept.name)
+    refused(other, "was made by another config; delete it")
+    next(kept.glob("*.safetensors")).unlink()
+    refused(folder, "is damaged .*; delete it to start again")

@@ -8,7 +8,8 @@ Parameters that are read outside a forward pass (Tucker cores, whose singular ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,8 @@ class Spreading:
     """A model in parts, and what holds them together.
 
     Args:
-        precision: "bf16" sends weights, values and activations of tables and experts in bfloat16.
+        model: whole, in main memory; what becomes of it lies on the mesh's device.
+        precision: "bf16" sends what tables and experts are asked and answer in bfloat16.
 
     Raises:
         UserError: tables by dimension whose width does not split over the workers.
@@ -59,7 +61,7 @@ class Spreading:
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh, setting: Parallel, precision: str):
         self.model, self.mesh, self.setting = model, mesh, setting
-        self.rank, self.workers = mesh.get_rank(), mesh.size()
+        self.rank, self.workers, self.device = mesh.get_local_rank(), mesh.size(), mesh.device_type
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self.parts: dict[nn.Parameter, Part] = {}
         self.reads: dict[str, Tensor] = {}
@@ -77,13 +79,15 @@ class Spreading:
             if isinstance(module, MoE):
                 self.split_experts(module)
         self.replicated = [p for m in model.modules() if m is not model and hasattr(m, "refresh") for p in m.parameters()]
+        for parameter in self.replicated:
+            parameter.data = parameter.data.to(self.device)
         if setting.recompute:
             self.recompute()
         self.shard_rest()
 
     def cut(self, owner: nn.Module, name: str, local: Tensor, part: Part) -> None:
         whole: nn.Parameter = getattr(owner, name)
-        mine = nn.Parameter(local, requires_grad=whole.requires_grad)
+        mine = nn.Parameter(local.to(self.device), requires_grad=whole.requires_grad)
         setattr(owner, name, mine)
         self.parts[mine] = part
 
@@ -118,6 +122,8 @@ class Spreading:
         bf16 = torch.bfloat16 if self.setting.gather == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         shard = partial(fully_shard, mesh=self.mesh, mp_policy=policy, ignored_params={*self.parts, *self.replicated})
+        # Its outputs are views; the model adds them to the residual stream out of place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         for block in self.model.blocks:
             shard([block.attention_norm, block.attention, block.ffn_norm, block.ffn])
         for memory in self.model.memories:
@@ -157,7 +163,9 @@ class Spreading:
                 continue
             grad = grad.to_local() if isinstance(grad, DTensor) else grad.values() if grad.is_sparse else grad
             (everywhere if any(parameter is other for other in self.replicated) else mine).append(grad)
-        squares = torch.stack([nn.utils.get_total_norm(part).square() if part else torch.zeros(()) for part in (mine, everywhere)])
+        squares = torch.stack(
+            [nn.utils.get_total_norm(part).square() if part else torch.zeros(()) for part in (mine, everywhere)]
+        )
         dist.all_reduce(squares[:1])
         norm = squares.sum().sqrt()
         torch._foreach_mul_([grad for grad in (*mine, *everywhere) if grad.numel()], (largest / (norm + 1e-6)).clamp(max=1.0))

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from evals.records.errors import UserError
@@ -78,7 +79,7 @@ class Store:
         if dist.get_rank() == 0:
             whole = [path for path in self.folder.glob(f"{NAME}*") if path.name.removeprefix(NAME).isdigit()]
             found = [str(max(whole, key=lambda path: int(path.name.removeprefix(NAME))))] if whole else [None]
-        dist.broadcast_object_list(found, 0)
+        dist.broadcast_object_list(found, 0, group=self.group)
         return Path(found[0]) if found[0] else None
 
     def save(self, step: int, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ class Store:
                 raise UserError(f"{path} was made by another {what}; delete it to train this run from the start")
         try:
             dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), process_group=self.group)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start again") from error
         return note
 

@@ -74,7 +74,7 @@ class ByNumber(Spread):
     """Worker p holds rows p ceil(N/P) and on."""
 
     def pool(self, row_TM: Tensor, block_TM: Tensor, weight_TMh: Tensor, met_TV: Tensor | None) -> Tensor:
-        (T, M), E, P = row_TM.shape, self.blocks, self.workers
+        T, E, P = len(row_TM), self.blocks, self.workers
         each, table = -(-self.rows // P), self.memory.table
         token_T1 = torch.arange(T, device=row_TM.device)[:, None]
         owner_TM = row_TM // each

@@ -29,7 +29,8 @@ class SpreadTrainer(Trainer):
     """One run on all workers of the process group; every method is called by all of them together."""
 
     def __init__(self, folder: Path, run: RunConfig, device: str, setting: Parallel):
-        super().__init__(folder, run, device)
+        super().__init__(folder, run, "cpu")  # whole, until it is spread
+        self.device = device
         for table in self.model.tables():  # reads are counted where rows lie
             vars(table).pop("read", None)
         mesh = init_device_mesh(device.split(":")[0], (self.workers,))
@@ -129,7 +130,9 @@ class SpreadTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, lr: float) -> None:
-        with self.spreading.gathered():
+        # Health asks layers in float32, which weights gathered in bfloat16 cannot answer.
+        half = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.spreading.setting.gather == "bf16")
+        with self.spreading.gathered(), half:
             super().evaluate(lr)
 
     def loss_on(self, tokens: np.ndarray, wanted: int) -> float:
