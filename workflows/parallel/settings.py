@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from evals.records import strict
 from evals.records.errors import UserError
 from evals.records.recipe import Count, CountOrNone, Positive
 
@@ -18,7 +19,8 @@ class Parallel:
         engine: "replicated", every worker holds everything; "sharded", the dense part is sharded over the workers (FSDP2),
             value tables and experts lie in parts.
         values: how the sharded engine partitions value tables, "number" (rows) or "dimension" (columns).
-        recompute: the sharded engine keeps of each block its input alone and runs the block again for the backward pass.
+        recompute: the sharded engine keeps of attention, FFN and memory layers their inputs alone and runs them again for
+            the backward pass.
         gather: type in which the sharded engine gathers weights.
         timeout_s: seconds that a collective may take; beyond them a worker counts as hanging.
         restarts: times that torchrun starts the workers of a job again; they continue from the last checkpoint.
@@ -54,3 +56,17 @@ class Parallel:
             told += ["--gather", self.gather] if self.gather != base.gather else []
             told += [] if self.async_save else ["--no-async-save"]
         return told + (["--timeout", f"{self.timeout_s:g}"] if self.timeout_s != base.timeout_s else [])
+
+
+def spread(fields: dict[str, Any], workers: Any, where: str) -> Parallel:
+    """The settings of a preset's `fields` for so many workers.
+
+    Raises:
+        UserError: an unknown field or value, or nodes that do not divide the workers; names `where`.
+    """
+    found = strict.build(Parallel, fields, where)
+    try:
+        found.per_node(strict.convert(Count, workers, "train.workers"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return found
