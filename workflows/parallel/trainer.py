@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from evals.records.errors import UserError
+from evals.records.provenance import WRITERS, stage_source
 from evals.records.runs import RunConfig
+from models import arch_module
 from models.balance import whole_batch
 from workflows.optim import Optimizers
 from workflows.parallel import store
@@ -52,9 +54,10 @@ class SpreadTrainer(Trainer):
         self.resumed += 1
 
     def made_by(self) -> dict[str, str]:
-        """`identity`, but for the number of workers, which may change."""
+        """`identity`, but for the number of workers, which may change; and the code that spreads the run."""
         alike = replace(self.run, train=replace(self.cfg, workers=1, micro_batch=0))
-        return self.identity() | {"config": alike.sha}
+        spread = stage_source("spread", [arch_module(self.run.model.arch.name)], WRITERS)
+        return self.identity() | {"config": alike.sha, "spreading": spread}
 
     def save(self) -> None:
         """Wishes for a checkpoint; clocks differ, so workers make it when they next agree."""
