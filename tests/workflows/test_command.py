@@ -115,7 +115,7 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
         assert words[at - 1] == python
         modules.add(words[at + 1])
     assert modules == {
-        "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
+        "workflows.launch", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
         "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "evals.laws.fits",
         "evals.questions.ask", "evals.peers", "reports.build", "workflows.speed", "workflows.dry_run",
     }  # fmt: skip

@@ -36,8 +36,8 @@ def launcher(size):
     workers = workers_of(size)
     if workers == 1:
         return ["workflows.train"]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", workers]
-    return [*torchrun, "-m", "workflows.worker"]
+    launch = ["workflows.launch", "--standalone", "--nproc-per-node", workers]
+    return [*launch, "-m", "workflows.worker"]
 
 
 for size_rank, size_name in enumerate(
