@@ -31,10 +31,14 @@ def finish(folder):
     return subprocess.run(command(folder), capture_output=True, text=True, env=ENV)
 
 
+def launch(folder, *options, workers=2, program=("-m", "workflows.worker"), arguments=()):
+    """The command that trains a run by several workers of this machine."""
+    launcher = [sys.executable, "-m", "workflows.launch", "--standalone", "--nproc-per-node", str(workers), *options]
+    return [*launcher, *program, str(folder), *arguments]
+
+
 def torchrun(folder, workers):
-    """A run trained by several workers of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    done = subprocess.run([*launcher, *command(folder, "workflows.worker")[1:]], capture_output=True, text=True, env=ENV)
+    done = subprocess.run(launch(folder, workers=workers), capture_output=True, text=True, env=ENV)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -116,13 +116,13 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
         assert words[at - 1] == python
         modules.add(words[at + 1])
     assert modules == {
-        "torch.distributed.run", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
+        "workflows.launch", "workflows.prepare", "workflows.gather", "workflows.plan", "evals.scores.harness",
         "evals.access.counted", "evals.decode.latency", "evals.decode.modelled", "evals.claims.ledger", "evals.laws.fits",
         "evals.questions.ask", "evals.peers", "reports.build", "workflows.speed", "workflows.dry_run",
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
-    assert "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 3 -m workflows.worker" in train
+    assert "-m workflows.launch --standalone --nproc-per-node 2 --max-restarts 3 -m workflows.worker" in train
     assert "--patience 60 --engine sharded --recompute --timeout 90\n" in train
 
 

@@ -42,9 +42,7 @@ def start_of(size):
     if workers == 1:
         return ""
     restarts = f"--max-restarts {spread.restarts} " if spread.restarts else ""
-    return (
-        f"-m torch.distributed.run --standalone --nproc-per-node {workers} {restarts}"
-    )
+    return f"-m workflows.launch --standalone --nproc-per-node {workers} {restarts}"
 
 
 def options_of(size):
