@@ -120,11 +120,14 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, m
     return at_size(nearest(target_params, stored, low=arch.smallest_size, high=1 << 14))[0]
 
 
-def solve(model: ModelConfig, target_flops: float, target_params: float, rule: MatchRule) -> ModelConfig:
+def solve(
+    model: ModelConfig, target_flops: float, target_params: float, rule: MatchRule, like: ModelConfig | None = None
+) -> ModelConfig:
     """One architecture at given targets.
 
     With a share knob, the largest multiple of 4 that keeps retrieval within the rule's `max_memory_share`,
-    or within the architecture's own `memory_share` if it has one.
+    or within the architecture's own `memory_share` if it has one; `like`, what was found for targets nearby, is where the
+    search begins.
 
     Raises:
         MatchError: even the smallest key width takes more than the allowed share.
@@ -138,8 +141,12 @@ def solve(model: ModelConfig, target_flops: float, target_params: float, rule: M
         return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params, rule.width_multiple)
 
     low, high, best = 1, model.d_model, at_key(1)
+    near = getattr(like.arch, knob) // 4 if like else 0
+    hints = [near, near + 1] if like else []
     while low < high:
-        middle = (low + high + 1) // 2
+        middle = hints.pop(0) if hints else (low + high + 1) // 2
+        if not low < middle <= high:
+            continue
         solved = at_key(middle)
         if solved.cost().retrieval_share <= limit:
             low, best = middle, solved
@@ -170,9 +177,13 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     block = 12 * backbone.d_model**2 * backbone.n_layers
     nominal = 2 * block * rule.flops_ratio
 
+    found: dict[str, ModelConfig] = {}  # where the search of each ended last
+
     @cache
     def solve_all(target_flops: float, target_params: float) -> dict[str, ModelConfig]:
-        return {n: solve(m, target_flops, target_params, rule) for n, m in models.items()}
+        for name, model in models.items():
+            found[name] = solve(model, target_flops, target_params, rule, found.get(name))
+        return dict(found)
 
     def worst(solved: dict[str, ModelConfig]) -> tuple[float, float]:
         sparse = [params(m) for m in solved.values() if m.arch.size_knob]
