@@ -46,11 +46,11 @@ def sentence(results: Results, rules: Decided) -> str:
             f"{(started <= rules.date).sum()} of {len(runs)} runs are older than the rules that judge them"
         )
     n = len(rules.changes)
-    since = "nothing of them has changed" if not n else f"{n} change{'s' * (n > 1)} of them: " + "; ".join(_listed(rules))
+    since = "nothing of them has changed" if not n else f"{n} change{'s' * (n > 1)} of them. " + ". ".join(_listed(rules))
     return f"{lead}{order}; since then {since}."
 
 
 def _listed(rules: Decided) -> Iterator[str]:
     for change in rules.changes:
         what, why = (words.strip().rstrip(".") for words in (change.what, change.why))
-        yield f"{change.date:%Y-%m-%d} ({change.commit[:10]}) {what}, because {why}"
+        yield f"{change.date:%Y-%m-%d} ({change.commit[:10]}): {what}. Reason: {why}"

@@ -230,6 +230,10 @@ def test_nothing_is_cut_off_on_paper(url, tmp_path):
         scrolls = f"""[...document.querySelectorAll(".scroll, pre")].{on_paper}
             && (part.scrollHeight > part.clientHeight + 1 || part.scrollWidth > part.clientWidth + 1)).length"""
         assert browser.js(scrolls) == 0
+        hover = "[...document.querySelectorAll('td[title]')].filter(cell => cell.title.includes(' '))"
+        untold = "cell => getComputedStyle(cell, '::after').content.length <= cell.title.length"
+        assert browser.js(f"{hover}.length") > 9
+        assert browser.js(f"{hover}.filter({untold}).map(cell => cell.outerHTML)") == []
         shown = "[...document.querySelectorAll('details.run')].filter(part => part.getClientRects().length).length"
         assert browser.js(shown) == 1
         assert browser.js("document.querySelectorAll('nav, .save')[0].getClientRects().length") == 0

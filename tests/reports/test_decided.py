@@ -27,7 +27,7 @@ def test_rules_before_the_first_run_are_said_with_commit_and_dates(tmp_path):
         "on 2026-03-01 13:00 UTC; since then nothing of them has changed."
     )
     assert said(tmp_path, replace(DECIDED, changes=(LATER,))).endswith(
-        "since then 1 change of them: 2026-03-03 (fedcba9876) C7 has a band, because its sign was wrong."
+        "since then 1 change of them. 2026-03-03 (fedcba9876): C7 has a band. Reason: its sign was wrong."
     )
 
 

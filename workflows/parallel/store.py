@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
@@ -26,6 +27,7 @@ from workflows.optim import Optimizers, RowAdamW
 from workflows.parallel.spread import Part, Spreading
 
 NAME = "checkpoint-"
+DAMAGE = (OSError, ValueError, KeyError, AssertionError, SafetensorError)  # what reading half a file ends in
 
 
 def allocate(optimizers: Optimizers) -> None:
@@ -142,7 +144,9 @@ class Store:
                 raise UserError(f"{path} was made by another {what}; delete it to train this run from the start")
         try:
             dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), process_group=self.group)
-        except (Exception, CheckpointException) as error:
+        except (*DAMAGE, CheckpointException) as error:
+            if isinstance(error, CheckpointException) and not all(isinstance(e, DAMAGE) for e, _ in error.failures.values()):
+                raise  # a worker was lost
             raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start again") from error
         return note
 
