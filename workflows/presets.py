@@ -21,6 +21,7 @@ from evals.records.errors import UserError
 from evals.records.recipe import Count, CountOrNone, Names, Positive, Seeds, Train
 from models import arch_module
 from workflows.corpus import corpora
+from workflows.parallel.settings import Parallel, spread
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -32,7 +33,7 @@ class Size:
     Args:
         token_scale: of the preset's tokens, so that tokens can grow with activated parameters.
         train: fields of `Train` at this size.
-        archs: fields of single architectures at this size (placements depend on depth).
+        archs: fields of single architectures at this size (placements depend on depth); parallel: of `Parallel`.
     """
 
     d_model: Count
@@ -42,6 +43,7 @@ class Size:
     token_scale: Positive = 1.0
     train: dict[str, Any] = field(default_factory=dict)
     archs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +111,11 @@ class Preset:
     """A preset file.
 
     Args:
-        data: what `workflows.prepare` makes (its `DataConfig`).
-        match: `models.match.MatchRule`.
+        data: what `workflows.prepare` makes (its `DataConfig`). match: `models.match.MatchRule`.
         archs: name -> {arch: class, fields...}; the knobs that the solver turns are left out.
         recipes: name -> fields of `Train` and, under `arch`, of the architecture, for that architecture alone: the
             winners of the tuning target.
+        parallel: fields of `Parallel`, at every size.
         beside: of `archs`, those that are matched to the level of the others and have no say in it, so that adding one moves
             nobody else's sizes.
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
@@ -141,6 +143,7 @@ class Preset:
     beside: tuple[str, ...] = ()
     base_width: CountOrNone = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)
     chains: tuple[str, ...] = ()
     chain_size: str | None = None
     chain_sizes: dict[str, str] = field(default_factory=dict)
@@ -174,6 +177,14 @@ class Preset:
             for name in chosen:
                 if name not in known:
                     raise UserError(f"{what}: {strict.shown(name)} is not one of {', '.join(known)}")
+        for name in self.sizes:
+            self.spread(name)
+
+    def spread(self, size: str) -> Parallel:
+        """How runs of a size are spread over their workers; raises as `workflows.parallel.settings.spread`."""
+        own = self.sizes[size]
+        workers = merge(self.train, own.train).get("workers", 1)
+        return spread(self.parallel | own.parallel, workers, f"preset {self.name}: sizes.{size}: parallel")
 
     @property
     def layers(self) -> list[str]:

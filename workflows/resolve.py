@@ -123,6 +123,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool 
             "params": cfg.model.cost().params,
             "threads": cfg.train.threads,
             "workers": cfg.train.workers,
+            "parallel": plain(preset.spread(cfg.size)),
         }
         for run, cfg in runs.items()
     }

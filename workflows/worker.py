@@ -34,6 +34,7 @@ from evals.records.runs import load_run
 from kernels.allocator import keep_memory
 from workflows import checkpoint
 from workflows.launch import LOST, ROUND, USERS
+from workflows.parallel.settings import Parallel
 from workflows.train import Stop, Trainer
 
 ROLL_S = 5.0  # in which those who lost the exchange answer one another
@@ -65,7 +66,7 @@ class Workers:
         store, size = dist.PrefixStore("group", self.store), self.count
         dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=size, timeout=self.timeout)
 
-    def cause(self, error: Exception) -> tuple[str, int]:
+    def cause(self, error: BaseException) -> tuple[str, int]:
         """One sentence on why the run broke, which names the rank, and the exit code of this worker."""
         if lost(error) and (absent := self.absent()) and not self.told():
             names = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))} of {self.count}"
@@ -95,16 +96,16 @@ class Workers:
         return [rank for rank in range(self.count) if not self.store.check([f"here/{rank}"])]
 
 
-def lost(error: Exception) -> bool:
+def lost(error: BaseException) -> bool:
     """Whether it is an exchange that failed; gloo's errors are RuntimeErrors that name their source file."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def code_of(error: Exception) -> int:
+def code_of(error: BaseException) -> int:
     return USERS if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC else 1
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
 
 
@@ -115,7 +116,7 @@ def leave(code: object) -> NoReturn:
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def tell(error: Exception, workers: Workers | None) -> int:
+def tell(error: BaseException, workers: Workers | None) -> int:
     """Leaves the cause of `error` where the launcher finds it, or says it if there is none; the exit code."""
     try:
         said, code = workers.cause(error) if workers else (sentence(error), code_of(error))
@@ -128,24 +129,41 @@ def tell(error: Exception, workers: Workers | None) -> int:
     return code
 
 
-def train(folder: Path, workers: Workers, patience_s: float) -> None:
-    """The whole model in each worker; the first one keeps the checkpoint and holds the folder."""
-    with checkpoint.lock(folder, patience_s) if workers.rank == 0 else nullcontext():
-        trainer = Trainer(folder, load_run(folder), workers.device)
+def trainer_of(args: argparse.Namespace, device: str) -> Trainer:
+    run = load_run(args.folder)
+    if args.engine == "replicated":
+        return Trainer(args.folder, run, device)
+    from workflows.parallel.trainer import SpreadTrainer  # slow to load
+
+    names = ("engine", "values", "recompute", "gather", "async_save")
+    return SpreadTrainer(args.folder, run, device, Parallel(**{name: getattr(args, name) for name in names}))
+
+
+def train(args: argparse.Namespace, workers: Workers) -> None:
+    """The first worker holds the folder; of whole models it is the one that writes, parts are written by all together."""
+    with checkpoint.lock(args.folder, args.patience) if workers.rank == 0 else nullcontext():
+        trainer = trainer_of(args, workers.device)
         trainer.restore()
         if trainer.resumed and workers.rank == 0:
             print(f"{trainer.run.run}: goes on from step {trainer.step} of {trainer.cfg.steps}", file=sys.stderr, flush=True)
         trainer.train(workers.stop)
-        if workers.rank == 0:
+        if workers.rank == 0 or args.engine == "sharded":
             trainer.write()
 
 
 def arguments() -> argparse.Namespace:
-    parser = options.parser(__doc__)
+    parser, base = options.parser(__doc__), Parallel()
     parser.add_argument("folder", type=Path, help="run folder that holds config.yaml")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that workers wait for one that says nothing")
+    parser.add_argument("--timeout", type=float, default=base.timeout_s, help="seconds that workers wait for a silent one")
+    engines = {"choices": ("replicated", "sharded"), "default": base.engine}
+    parser.add_argument("--engine", **engines, help="whether each worker holds everything or its part")
+    values = {"choices": ("number", "dimension"), "default": base.values}
+    parser.add_argument("--values", **values, help="what value tables are parted by, rows or columns")
+    parser.add_argument("--recompute", action="store_true", help="run layers again for the backward pass, for memory")
+    parser.add_argument("--gather", choices=("fp32", "bf16"), default=base.gather, help="type in which weights are gathered")
+    parser.add_argument("--no-async-save", dest="async_save", action="store_false", help="wait for each checkpoint")
     return parser.parse_args()
 
 
@@ -155,13 +173,13 @@ def main() -> None:
     try:
         workers = Workers(args.device, args.timeout)
         workers.meet()
-        train(args.folder, workers, args.patience)
+        train(args, workers)
         dist.destroy_process_group()
     except SystemExit as left:
         leave(left.code)
     except KeyboardInterrupt:
         leave(130)
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is no Exception
         leave(tell(error, workers))
     leave(0)
 

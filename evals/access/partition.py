@@ -3,8 +3,9 @@
 By number: a GPU holds 1/P of the rows whole; addresses go to their owners, rows come back. By dimension: a GPU holds 1/P of the
 columns of every row; everybody's addresses and scores go to everybody, each sums its columns for all tokens and sends back
 every token's slice. The volumes of the forward pass are P1's appendix on distributed training (4-byte addresses, bf16 scores
-and values). `pooled` is by number as we train it: scores travel with the addresses, and an owner sends the weighted sum of
-what a token reads from it instead of every row. Gradients take the way back of scores and values; addresses are known by then.
+and values). `pooled` is by number as we train it (workflows/parallel/tables.py): scores travel with the addresses, and an owner
+sends the weighted sum of what a token reads from it for one output group instead of every row. Gradients take the way back of
+scores and values; addresses are known by then.
 
 M picks per token over all heads, C value width, h scores per pick, G sums per token (expansion blocks), P GPUs.
 """
@@ -13,18 +14,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-INDEX, HALF = 4, 2  # bytes of an address, of a bf16 number
+INDEX, COUNT, HALF, FULL = 4, 2, 2, 4  # bytes of an address, of how many there are, of a bf16 number, of a float32 one
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a token asks of one memory layer; pre-values (P2) are `d_pre_value` numbers more in every row."""
+    """What a token asks of one memory layer; pre-values (P2) are `d_pre_value` numbers more in every row.
+
+    `itemsize` is that of scores and values on their way.
+    """
 
     picks: int
     d_value: int
     cores: int = 1
     groups: int = 1
     d_pre_value: int = 0
+    itemsize: int = HALF
 
 
 def elsewhere(workers: int) -> float:
@@ -32,45 +37,46 @@ def elsewhere(workers: int) -> float:
     return (workers - 1) / workers
 
 
-def owners(picks: int, workers: int) -> float:
-    """Expected number of other GPUs that hold something of what a token reads, its picks spread evenly."""
-    return (workers - 1) * (1 - elsewhere(workers) ** picks)
+def requests(picks: int, groups: int, workers: int) -> float:
+    """Expected number of pairs of another GPU and an output group that a token reads something of, its picks spread evenly."""
+    return groups * (workers - 1) * (1 - (1 - 1 / (groups * workers)) ** picks)
 
 
 def by_number(ask: Lookup, workers: int, backward: bool = False) -> float:
     """Bytes of `number`: addresses there, rows back; then the rows' gradients the way they came."""
-    rows = HALF * ask.picks * (ask.d_value + ask.d_pre_value) * elsewhere(workers)
+    rows = ask.itemsize * ask.picks * (ask.d_value + ask.d_pre_value) * elsewhere(workers)
     return INDEX * ask.picks * elsewhere(workers) + rows * (2 if backward else 1)
 
 
 def by_number_pooled(ask: Lookup, workers: int, backward: bool = False) -> float:
     """Bytes of `pooled`: addresses and scores there, one sum for each owner and group back, and the gradients of both.
 
-    What pre-values are multiplied with goes along to every owner.
+    A request says how many of the addresses are its own; what pre-values are multiplied with goes along.
     """
-    scores = HALF * ask.cores * ask.picks * elsewhere(workers)
-    sums = HALF * ask.d_value * min(ask.groups * owners(ask.picks, workers), ask.picks * elsewhere(workers))
-    met = HALF * ask.d_pre_value * owners(ask.picks, workers)
-    return INDEX * ask.picks * elsewhere(workers) + (scores + sums + met) * (2 if backward else 1)
+    asked = requests(ask.picks, ask.groups, workers)
+    scores = ask.itemsize * ask.cores * ask.picks * elsewhere(workers)
+    sums = ask.itemsize * (ask.d_value + ask.d_pre_value) * asked
+    return INDEX * ask.picks * elsewhere(workers) + COUNT * asked + (scores + sums) * (2 if backward else 1)
 
 
 def by_dimension(ask: Lookup, workers: int, backward: bool = False) -> float:
     """Bytes of `dimension`: addresses and scores to everybody, slices of sums back, and the gradients of both.
 
-    With pre-values everybody has a part of every pick's product first: these are added up (float32) and given back.
+    With pre-values slices of what they meet go to everybody first, and everybody's part of every pick's product (float32) is
+    summed up where the token is.
     """
-    scores = HALF * ask.cores * ask.picks * (workers - 1)
-    slices = HALF * ask.groups * ask.d_value * elsewhere(workers)
-    dots = 2 * 2 * HALF * ask.picks * (workers - 1) if ask.d_pre_value else 0
+    scores = ask.itemsize * ask.cores * ask.picks * (workers - 1)
+    slices = ask.itemsize * (ask.groups * ask.d_value + ask.d_pre_value) * elsewhere(workers)
+    dots = FULL * ask.picks * (workers - 1) if ask.d_pre_value else 0
     return INDEX * ask.picks * (workers - 1) + (scores + slices + dots) * (2 if backward else 1)
 
 
 WAYS = {"number": by_number, "pooled": by_number_pooled, "dimension": by_dimension}
 
 
-def experts(top_k: int, d_model: int, workers: int, backward: bool = False) -> float:
+def experts(top_k: int, d_model: int, workers: int, backward: bool = False, itemsize: int = HALF) -> float:
     """Bytes of expert parallelism: a token's activation to each of its experts and back, then the gradients of both."""
-    return 2 * HALF * top_k * d_model * elsewhere(workers) * (2 if backward else 1)
+    return 2 * itemsize * top_k * d_model * elsewhere(workers) * (2 if backward else 1)
 
 
 def cheaper(d_value: int, top_m: int, heads: int, workers: int) -> str:

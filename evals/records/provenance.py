@@ -42,6 +42,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "diagnosis": ("evals.claims.diagnosis",),
     "questions": ("evals.questions.ask",),
     "forgetting": ("evals.forgetting.measure", ARCHITECTURES),
+    "spread": ("workflows.parallel.trainer", ARCHITECTURES),
     "report": ("reports.build",),
 }
 # They check, write and explain; numbers do not depend on them.

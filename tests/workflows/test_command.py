@@ -83,7 +83,8 @@ def odd_checkout(tmp_path_factory):
     check_out(folder)
     (folder / ".venv").symlink_to(sys.prefix)
     smoke = folder / "workflows/configs/smoke.yaml"
-    smoke.write_text(smoke.read_text().replace("train: {", "train: {workers: 2, threads: 3, "))
+    text = smoke.read_text().replace("train: {", "train: {workers: 2, threads: 3, ")
+    smoke.write_text(f"{text}\nparallel: {{engine: sharded, recompute: true, restarts: 3, timeout_s: 90}}\n")
     return folder
 
 
@@ -121,7 +122,8 @@ def test_every_command_is_quoted_and_workers_take_threads_each(odd_checkout):
     }  # fmt: skip
     train = told.partition("rule train_xs:")[2].partition("rule ")[0]
     assert "threads: 6" in train
-    assert "--nproc-per-node 2 -m workflows.worker" in train
+    assert "-m workflows.launch --standalone --nproc-per-node 2 --max-restarts 3 -m workflows.worker" in train
+    assert "--patience 60 --engine sharded --recompute --timeout 90\n" in train
 
 
 def test_a_size_of_the_grid_is_made_without_the_chains_runs_of_that_size(tmp_path):

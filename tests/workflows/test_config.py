@@ -176,6 +176,49 @@ def test_repeats_add_seeds_to_a_part_of_the_grid():
     assert ("d40", "dense", 1) not in cells
 
 
+def spread_so(monkeypatch, size, **preset):
+    """The smoke preset with these fields of `Parallel`, of its size xs and of its own."""
+    data, read = presets.raw_preset("smoke") | {"parallel": preset}, presets.raw_preset
+    data["sizes"]["xs"] |= {"train": {"workers": 4}, "parallel": size}
+    monkeypatch.setattr(presets, "raw_preset", lambda name: data if name == "smoke" else read(name))
+    return load_preset("smoke")
+
+
+def test_how_runs_are_spread_is_of_a_size_and_reaches_no_config(monkeypatch, tmp_path):
+    options = {"engine": "sharded", "values": "dimension", "recompute": True, "gather": "bf16", "async_save": False}
+    before = resolve.resolve(spread_so(monkeypatch, {}), {}, tmp_path, tune=False)
+    monkeypatch.undo()
+    preset = spread_so(monkeypatch, {"nodes": 2, "timeout_s": 90}, nodes=1, restarts=2, **options)
+    spread = preset.spread("xs")
+    assert (spread.nodes, spread.per_node(4), spread.restarts, preset.spread("decode").nodes) == (2, 2, 2, 1)
+    words = "--engine sharded --values dimension --recompute --gather bf16 --no-async-save --timeout 90"
+    assert spread.options() == words.split()
+    assert replace(spread, engine="replicated").options() == ["--timeout", "90"]
+    assert type(spread)().options() == []
+    grid, configs = resolve.resolve(preset, {}, tmp_path, tune=False)
+    assert configs == before[1]
+    entry = grid["runs"]["dense-xs-s0"]
+    assert entry | {"parallel": {}} == before[0]["runs"]["dense-xs-s0"] | {"parallel": {}}
+    assert type(spread)(**entry["parallel"]) == spread
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"nodes": 3}, "nodes 3 must divide workers 4"),
+        ({"engine": "fsdp"}, "'fsdp' is not one of replicated, sharded"),
+        ({"recompute": 1}, "expected bool"),
+        ({"timeout": 60}, "did you mean timeout_s"),
+        ({"timeout_s": 0}, "must lie between"),
+    ],
+)
+def test_how_runs_are_spread_is_checked(monkeypatch, fields, words):
+    with pytest.raises(UserError, match=words) as error:
+        spread_so(monkeypatch, fields)
+    assert str(error.value).startswith("preset smoke: sizes.xs: parallel")
+    assert is_one_sentence(str(error.value))
+
+
 def test_tokens_follow_the_size_and_widths_carry_the_base():
     preset = load_preset("cpu")
     lengths = {size: matched.recipe(preset, "dense", size).tokens for size in preset.grid.sizes}

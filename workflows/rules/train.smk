@@ -32,12 +32,23 @@ def threads_of(size):
     return max(run["threads"] * run["workers"] for run in runs)
 
 
-def launcher(size):
-    workers = workers_of(size)
+def spread_of(size):
+    """How its runs are spread over workers: no part of what a run was made by, so it lies in no param."""
+    return Parallel(**GRID["runs"][runs_of(size)[0]]["parallel"])
+
+
+def start_of(size):
+    workers, spread = workers_of(size), spread_of(size)
     if workers == 1:
-        return ["workflows.train"]
-    launch = ["workflows.launch", "--standalone", "--nproc-per-node", workers]
-    return [*launch, "-m", "workflows.worker"]
+        return ""
+    restarts = f"--max-restarts {spread.restarts} " if spread.restarts else ""
+    return f"-m workflows.launch --standalone --nproc-per-node {workers} {restarts}"
+
+
+def options_of(size):
+    return "".join(
+        f" {word}" for word in spread_of(size).options() if workers_of(size) > 1
+    )
 
 
 for size_rank, size_name in enumerate(
@@ -65,11 +76,16 @@ for size_rank, size_name in enumerate(
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
             source=lambda wildcards: GRID["runs"][wildcards.run]["source"],
-            launcher=launcher(size_name),
+            module=[
+                "workflows.train" if workers_of(size_name) == 1 else "workflows.worker"
+            ],
         shell:
             LOGGED
             + (ADOPT if GRID["adopt"] else "")
-            + "exec {PYTHON:q} -m {params.launcher:q} {params.folder:q} --patience 60"
+            + "exec {PYTHON:q} "
+            + start_of(size_name)
+            + "-m {params.module:q} {params.folder:q} --patience 60"
+            + options_of(size_name)
 
 
 def tables_of(runs):

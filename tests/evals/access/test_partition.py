@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from evals.access.partition import WAYS, Lookup, by_dimension, by_number, by_number_pooled, cheaper, crossover, experts, owners
+from evals.access.partition import (
+    WAYS,
+    Lookup,
+    by_dimension,
+    by_number,
+    by_number_pooled,
+    cheaper,
+    crossover,
+    experts,
+    requests,
+)
 
 P1 = Lookup(84, 1024)  # UltraMem 1.6B: 42 picks of two heads, values of 1024
 
@@ -21,15 +31,16 @@ def test_alone_nothing_is_sent_and_gradients_come_on_top(way):
     assert WAYS[way](P1, 1) == WAYS[way](P1, 1, backward=True) == 0
     assert WAYS[way](P1, 16, backward=True) > WAYS[way](P1, 16)
     both, forth = WAYS[way](P1, 16, backward=True), WAYS[way](P1, 16)
-    addresses = 4 * 84 * (15 if way == "dimension" else 15 / 16)
-    assert both == pytest.approx(2 * forth - addresses)
+    once = 4 * 84 * (15 if way == "dimension" else 15 / 16) + (2 * requests(84, 1, 16) if way == "pooled" else 0)
+    assert both == pytest.approx(2 * forth - once)
 
 
 def test_sums_of_owners_are_never_more_than_the_rows():
-    assert owners(1, 4) == pytest.approx(3 / 4)
-    assert owners(10_000, 4) == pytest.approx(3)
+    assert requests(1, 1, 4) == requests(1, 8, 4) == pytest.approx(3 / 4)
+    assert requests(10_000, 1, 4) == pytest.approx(3)
+    assert requests(10_000, 2, 4) == pytest.approx(6)
     for workers in (2, 8, 64, 512, 10**6):
-        assert by_number_pooled(P1, workers) <= by_number(P1, workers) + 2 * 84
+        assert by_number_pooled(P1, workers) <= by_number(P1, workers) + (2 + 2) * 84
     assert by_number_pooled(P1, 8) < 0.1 * by_number(P1, 8)
 
 
