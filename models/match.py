@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 
+from models.cost import Cost
 from models.transformer import ModelConfig
 
 
@@ -70,7 +72,17 @@ def params(model: ModelConfig) -> int:
 
 
 def turn(model: ModelConfig, **knobs: int) -> ModelConfig:
-    return replace(model, arch=replace(model.arch, **knobs))
+    """The model with other knobs, unchecked: a search asks thousands, and `solve` checks the one that it returns."""
+    arch, turned = copy(model.arch), copy(model)
+    for name, value in knobs.items():
+        object.__setattr__(arch, name, value)
+    object.__setattr__(turned, "arch", arch)
+    return turned
+
+
+def checked(model: ModelConfig) -> ModelConfig:
+    """The same model, built as configs are: raises ValueError where a field cannot be what it is."""
+    return replace(model, arch=replace(model.arch))
 
 
 def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, multiple: int = 1) -> ModelConfig:
@@ -81,51 +93,60 @@ def solve_sizes(model: ModelConfig, target_flops: float, target_params: float, m
     """
     arch = model.arch
 
-    def at_width(sized: ModelConfig) -> ModelConfig:
+    def at_width(sized: ModelConfig) -> tuple[ModelConfig, Cost]:
         def wide(units: int) -> ModelConfig:
             return turn(sized, **{arch.width_knob: multiple * units})
 
         one, two = (flops(wide(units)) for units in (1, 2))
         found = wide(max(1, 1 + round((target_flops - one) / (two - one))))
-        if 2 * abs(flops(found) - target_flops) <= two - one or target_flops < one:
-            return found
-        return wide(nearest(target_flops, lambda units: flops(wide(units)), high=1 << 16))  # the size follows the width
+        cost = found.cost()
+        if 2 * abs(cost.flops - target_flops) > two - one and target_flops >= one:  # the size follows the width
+            found = wide(nearest(target_flops, lambda units: flops(wide(units)), high=1 << 16))
+            cost = found.cost()
+        return found, cost
 
     if not (size_knob := arch.size_knob):
-        return at_width(model)
+        return at_width(model)[0]
 
     @cache
-    def at_size(size: int) -> ModelConfig:
+    def at_size(size: int) -> tuple[ModelConfig, Cost]:
         return at_width(turn(model, **{size_knob: size}))
 
     def stored(size: int) -> float:
-        sized = at_size(size)
+        cost = at_size(size)[1]
         # Past the point where router or keys take half of the compute, more experts are so narrow that they store less.
-        return params(sized) if sized.cost().memory_share <= 0.5 else math.inf
+        return cost.without("embedding").params if cost.memory_share <= 0.5 else math.inf
 
-    return at_size(nearest(target_params, stored, low=arch.smallest_size, high=1 << 14))
+    return at_size(nearest(target_params, stored, low=arch.smallest_size, high=1 << 14))[0]
 
 
-def solve(model: ModelConfig, target_flops: float, target_params: float, rule: MatchRule) -> ModelConfig:
+def solve(
+    model: ModelConfig, target_flops: float, target_params: float, rule: MatchRule, like: ModelConfig | None = None
+) -> ModelConfig:
     """One architecture at given targets.
 
     With a share knob, the largest multiple of 4 that keeps retrieval within the rule's `max_memory_share`,
-    or within the architecture's own `memory_share` if it has one.
+    or within the architecture's own `memory_share` if it has one; `like`, what was found for targets nearby, is where the
+    search begins.
 
     Raises:
         MatchError: even the smallest key width takes more than the allowed share.
     """
     knob, max_share = model.arch.share_knob, rule.max_memory_share
     if knob is None:
-        return solve_sizes(model, target_flops, target_params, rule.width_multiple)
+        return checked(solve_sizes(model, target_flops, target_params, rule.width_multiple))
     limit = min(max_share, getattr(model.arch, "memory_share", None) or max_share)
 
     def at_key(units: int) -> ModelConfig:
         return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params, rule.width_multiple)
 
     low, high, best = 1, model.d_model, at_key(1)
+    near = getattr(like.arch, knob) // 4 if like else 0
+    hints = [near, near + 1] if like else []
     while low < high:
-        middle = (low + high + 1) // 2
+        middle = hints.pop(0) if hints else (low + high + 1) // 2
+        if not low < middle <= high:
+            continue
         solved = at_key(middle)
         if solved.cost().retrieval_share <= limit:
             low, best = middle, solved
@@ -136,7 +157,7 @@ def solve(model: ModelConfig, target_flops: float, target_params: float, rule: M
             f"{model.arch.name} at d_model {model.d_model}: retrieval takes {best.cost().retrieval_share:.0%} of the compute "
             f"even with {knob} 4, more than the {max_share:.0%} allowed; use fewer or larger memory layers"
         )
-    return best
+    return checked(best)
 
 
 def spread(values: Sequence[float]) -> float:
@@ -156,9 +177,13 @@ def match(models: dict[str, ModelConfig], rule: MatchRule) -> dict[str, ModelCon
     block = 12 * backbone.d_model**2 * backbone.n_layers
     nominal = 2 * block * rule.flops_ratio
 
+    found: dict[str, ModelConfig] = {}  # where the search of each ended last
+
     @cache
     def solve_all(target_flops: float, target_params: float) -> dict[str, ModelConfig]:
-        return {n: solve(m, target_flops, target_params, rule) for n, m in models.items()}
+        for name, model in models.items():
+            found[name] = solve(model, target_flops, target_params, rule, found.get(name))
+        return dict(found)
 
     def worst(solved: dict[str, ModelConfig]) -> tuple[float, float]:
         sparse = [params(m) for m in solved.values() if m.arch.size_knob]

@@ -125,7 +125,8 @@ def main() -> int:
     """The exit code: of the worker at fault, 128 + signal where one ended it or us."""
     ours, parser = options.parser(__doc__), run.get_args_parser()
     parser.prog, parser.description, parser.epilog = ours.prog, ours.description, ours.epilog
-    parser._actions[-1].help = "arguments of the training program, the run's folder first"  # torch says nothing on them
+    for action in parser._actions:
+        action.help = action.help or "what the workers are given: the run's folder and their options"
     args = parser.parse_args()
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVING_S)
     if "LOGLEVEL" not in os.environ:

@@ -35,6 +35,7 @@ from kernels.allocator import keep_memory
 from workflows import checkpoint
 from workflows.launch import LOST, ROUND, USERS
 from workflows.parallel.settings import Parallel
+from workflows.parallel.trainer import SpreadTrainer
 from workflows.train import Stop, Trainer
 
 ROLL_S = 5.0  # in which those who lost the exchange answer one another
@@ -129,41 +130,37 @@ def tell(error: BaseException, workers: Workers | None) -> int:
     return code
 
 
-def trainer_of(args: argparse.Namespace, device: str) -> Trainer:
-    run = load_run(args.folder)
-    if args.engine == "replicated":
-        return Trainer(args.folder, run, device)
-    from workflows.parallel.trainer import SpreadTrainer  # slow to load
-
-    names = ("engine", "values", "recompute", "gather", "async_save")
-    return SpreadTrainer(args.folder, run, device, Parallel(**{name: getattr(args, name) for name in names}))
-
-
-def train(args: argparse.Namespace, workers: Workers) -> None:
-    """The first worker holds the folder; of whole models it is the one that writes, parts are written by all together."""
-    with checkpoint.lock(args.folder, args.patience) if workers.rank == 0 else nullcontext():
-        trainer = trainer_of(args, workers.device)
+def train(folder: Path, workers: Workers, patience_s: float, setting: Parallel) -> None:
+    """Replicated: the whole model in each worker, of which the first keeps the checkpoint. The first holds the folder."""
+    first, sharded = workers.rank == 0, setting.engine == "sharded"
+    with checkpoint.lock(folder, patience_s) if first else nullcontext():
+        run = load_run(folder)
+        trainer = SpreadTrainer(folder, run, workers.device, setting) if sharded else Trainer(folder, run, workers.device)
         trainer.restore()
-        if trainer.resumed and workers.rank == 0:
+        if trainer.resumed and first:
             print(f"{trainer.run.run}: goes on from step {trainer.step} of {trainer.cfg.steps}", file=sys.stderr, flush=True)
         trainer.train(workers.stop)
-        if workers.rank == 0 or args.engine == "sharded":
+        if first or sharded:
             trainer.write()
 
 
 def arguments() -> argparse.Namespace:
-    parser, base = options.parser(__doc__), Parallel()
+    parser = options.parser(__doc__)
     parser.add_argument("folder", type=Path, help="run folder that holds config.yaml")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
-    parser.add_argument("--timeout", type=float, default=base.timeout_s, help="seconds that workers wait for a silent one")
-    engines = {"choices": ("replicated", "sharded"), "default": base.engine}
-    parser.add_argument("--engine", **engines, help="whether each worker holds everything or its part")
-    values = {"choices": ("number", "dimension"), "default": base.values}
-    parser.add_argument("--values", **values, help="what value tables are parted by, rows or columns")
-    parser.add_argument("--recompute", action="store_true", help="run layers again for the backward pass, for memory")
-    parser.add_argument("--gather", choices=("fp32", "bf16"), default=base.gather, help="type in which weights are gathered")
-    parser.add_argument("--no-async-save", dest="async_save", action="store_false", help="wait for each checkpoint")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that workers wait for one that says nothing")
+    parser.add_argument(
+        "--engine", choices=("replicated", "sharded"), default="replicated", help="everything everywhere, or parts"
+    )
+    parser.add_argument(
+        "--values", choices=("number", "dimension"), default="number", help="sharded: tables by rows or columns"
+    )
+    parser.add_argument("--recompute", action="store_true", help="sharded: run layers again for gradients, keep their inputs")
+    parser.add_argument(
+        "--gather", choices=("fp32", "bf16"), default="fp32", help="sharded: type in which weights are gathered"
+    )
+    parser.add_argument("--no-async-save", action="store_true", help="sharded: wait until a checkpoint is written")
     return parser.parse_args()
 
 
@@ -173,7 +170,14 @@ def main() -> None:
     try:
         workers = Workers(args.device, args.timeout)
         workers.meet()
-        train(args, workers)
+        spread = Parallel(
+            engine=args.engine,
+            values=args.values,
+            recompute=args.recompute,
+            gather=args.gather,
+            async_save=not args.no_async_save,
+        )
+        train(args.folder, workers, args.patience, spread)
         dist.destroy_process_group()
     except SystemExit as left:
         leave(left.code)

@@ -39,8 +39,8 @@ worker.main()
 class Launched:
     """A run under way; all its processes end with it."""
 
-    def __init__(self, folder, *options, **more):
-        command = launch(folder, *options, arguments=SHORT, **more)
+    def __init__(self, folder, *options, engine="replicated", **more):
+        command = launch(folder, *options, arguments=(*SHORT, "--engine", engine), **more)
         self.folder, self.started = folder, set()
         self.process = subprocess.Popen(
             command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -137,6 +137,24 @@ def test_a_run_that_meets_every_fault_ends_with_the_numbers_of_one_that_met_none
     a, b = (tensors.read_tensors(one / "model.safetensors")[0] for one in (straight, folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert pd.read_csv(folder / "runs.csv").resumed[0] == 4
+
+
+def test_a_sharded_run_goes_on_from_its_parts(tmp_path, run):
+    straight, folder = run(tmp_path / "straight"), run(tmp_path / "broken", checkpoint_s=0.0)
+    with Launched(straight, engine="sharded") as launched:
+        assert launched.ends() == (0, [])
+    with Launched(folder, "--max-restarts", "1", engine="sharded") as launched:
+        while not list(folder.glob("checkpoint-*")):
+            assert launched.process.poll() is None
+            time.sleep(0.01)
+        launched.ranks()[1].kill()
+        code, said = launched.ends()
+    assert (code, len(said)) == (0, 2)
+    assert said[0].endswith("was killed by SIGKILL (out of memory, or by hand); starting again (1 of 1)")
+    assert said[1].startswith("broken: goes on from step")
+    a, b = (pd.read_csv(one / "train.csv")[["step", "split", "source", "loss"]] for one in (straight, folder))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert not list(folder.glob("*checkpoint*"))
 
 
 def test_a_mistake_of_the_user_is_said_once_and_not_tried_again(tmp_path, run):
