@@ -67,7 +67,7 @@ class Workers:
         store, size = dist.PrefixStore("group", self.store), self.count
         dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=size, timeout=self.timeout)
 
-    def cause(self, error: Exception) -> tuple[str, int]:
+    def cause(self, error: BaseException) -> tuple[str, int]:
         """One sentence on why the run broke, which names the rank, and the exit code of this worker."""
         if lost(error) and (absent := self.absent()) and not self.told():
             names = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))} of {self.count}"
@@ -97,16 +97,16 @@ class Workers:
         return [rank for rank in range(self.count) if not self.store.check([f"here/{rank}"])]
 
 
-def lost(error: Exception) -> bool:
+def lost(error: BaseException) -> bool:
     """Whether it is an exchange that failed; gloo's errors are RuntimeErrors that name their source file."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def code_of(error: Exception) -> int:
+def code_of(error: BaseException) -> int:
     return USERS if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC else 1
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
 
 
@@ -117,7 +117,7 @@ def leave(code: object) -> NoReturn:
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
-def tell(error: Exception, workers: Workers | None) -> int:
+def tell(error: BaseException, workers: Workers | None) -> int:
     """Leaves the cause of `error` where the launcher finds it, or says it if there is none; the exit code."""
     try:
         said, code = workers.cause(error) if workers else (sentence(error), code_of(error))
@@ -183,7 +183,7 @@ def main() -> None:
         leave(left.code)
     except KeyboardInterrupt:
         leave(130)
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is no Exception
         leave(tell(error, workers))
     leave(0)
 
