@@ -1,15 +1,37 @@
-"""A small run: its folder, the command that trains it in a process of its own, and its trainer in this one."""
+"""A corpus that can be learnt; a small run: its folder, the command that trains it in a process of its own, its trainer."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import yaml
 from repository import ENV
 
 from evals.records import runs
 from evals.records.recipe import Train
 from workflows import train
+
+
+def make_corpus(folder):
+    """Shards of a text that can be learnt: a noisy cycle through the vocabulary."""
+    rng = np.random.default_rng(0)
+    lengths = {"train": 40_000, "validation": 4_000, "test": 4_000}
+    for split, length in lengths.items():
+        steps = rng.integers(1, 4, size=length)
+        (np.cumsum(steps) % 200 + 1).astype("<u2").tofile(folder / f"{split}.bin")
+    meta = {
+        "vocab_size": 256,
+        "dtype": "<u2",
+        "end_of_text": 0,
+        "sources": {"cycle": {"tokens": lengths, "bytes": {k: 3 * v for k, v in lengths.items()}, "documents": lengths}},
+        "segments": {split: {"cycle": [0, lengths[split]]} for split in ("validation", "test")},
+        "sha256": {f"{s}.bin": hashlib.sha256((folder / f"{s}.bin").read_bytes()).hexdigest() for s in lengths},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
 
 
 def make_run(folder, corpus, model, **changes):

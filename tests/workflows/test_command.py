@@ -31,6 +31,7 @@ common_settings = CommonSettings(
 @dataclass
 class ExecutorSettings(ExecutorSettingsBase):
     no_account: bool = field(default=False, metadata={"help": "as the real one"})
+    requeue: bool = field(default=False, metadata={"help": "as the real one"})
 
 
 class Executor(RemoteExecutor):
@@ -62,7 +63,7 @@ def test_workflow_runs_with_the_cluster_profile(tmp_path, preset, gpu, threads):
     asked = {job["rule"]: job for job in map(json.loads, (tmp_path / "asked.jsonl").read_text().splitlines())}
     assert set(asked) == set(rules)
     assert not asked["modelled"]["gpu"]
-    assert asked["modelled"]["slurm_extra"] is None
+    assert asked["modelled"]["slurm_extra"] == "--signal=TERM@300"
     for rule in rules[1:]:
         assert (asked[rule]["gpu"] or 0, asked[rule]["threads"]) == (gpu, threads)
         assert asked[rule]["slurm_extra"] == "--exclusive"

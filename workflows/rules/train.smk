@@ -9,6 +9,11 @@ TRAINED = "runs.csv" if GRID["adopt"] else "model.safetensors"
 WEIGHTS = (
     {} if GRID["adopt"] else {"weights": RESULTS + "/runs/{run}/model.safetensors"}
 )
+# Whether jobs are a cluster's, seen from a job as well, in which snakemake runs again and has cores.
+IN_JOB = not workflow.is_main_process and "SLURM_JOB_ID" in os.environ
+CLUSTER = IN_JOB or not CORES
+LAUNCH = os.path.join(workflow.basedir, "profiles/slurm/launch.sh")
+SAVING = 240  # seconds that workers have after the signal, of the 300 that profiles/slurm gives
 ADOPT = "{PYTHON:q} -m workflows.adopt {RESULTS:q} {wildcards.run:q} || "
 
 
@@ -27,28 +32,47 @@ def workers_of(size):
     return max(GRID["runs"][run]["workers"] for run in runs_of(size))
 
 
-def threads_of(size):
-    runs = [GRID["runs"][run] for run in runs_of(size)]
-    return max(run["threads"] * run["workers"] for run in runs)
-
-
 def spread_of(size):
-    """How its runs are spread over workers: no part of what a run was made by, so it lies in no param."""
+    """How its runs are spread over workers; runs of a size are spread alike."""
     return Parallel(**GRID["runs"][runs_of(size)[0]]["parallel"])
 
 
-def start_of(size):
-    workers, spread = workers_of(size), spread_of(size)
+def nodes_of(size):
+    """Nodes that a job takes; one machine takes all workers itself."""
+    return spread_of(size).nodes if CLUSTER else 1
+
+
+def threads_of(size):
+    """Threads of all workers that a node has."""
+    runs = [GRID["runs"][run] for run in runs_of(size)]
+    return max(run["threads"] * run["workers"] for run in runs) // nodes_of(size)
+
+
+def resources_of(size):
+    """What a job asks for. One of several nodes is what Slurm's plugin calls mpi: its command starts a task on each."""
+    nodes, gpus = nodes_of(size), GPU * workers_of(size)
+    if nodes == 1:
+        return {"gpu": gpus}
+    gpus = {"gres": f"gpu:{gpus // nodes}", "tasks_per_gpu": 0} if gpus else {}
+    return {"mpi": "srun", "nodes": nodes, "tasks": nodes} | gpus
+
+
+def start_of(run):
+    """Words of a run's command up to its module; on a cluster one that was told to stop goes back into the queue."""
+    size = GRID["runs"][run]["size"]
+    nodes, workers, spread = nodes_of(size), workers_of(size), spread_of(size)
+    words = ["bash", LAUNCH, nodes, threads_of(size), PYTHON] if CLUSTER else [PYTHON]
     if workers == 1:
-        return ""
-    restarts = f"--max-restarts {spread.restarts} " if spread.restarts else ""
-    return f"-m workflows.launch --standalone --nproc-per-node {workers} {restarts}"
+        return words
+    words += ["-m", "workflows.launch", "--standalone"] if nodes == 1 else []
+    words += ["--nproc-per-node", workers // nodes]
+    words += ["--max-restarts", spread.restarts] if spread.restarts else []
+    return words + (["--shutdown-timeout", SAVING] if CLUSTER else [])
 
 
-def options_of(size):
-    return "".join(
-        f" {word}" for word in spread_of(size).options() if workers_of(size) > 1
-    )
+def options_of(run):
+    size = GRID["runs"][run]["size"]
+    return spread_of(size).options() if workers_of(size) > 1 else []
 
 
 for size_rank, size_name in enumerate(
@@ -71,7 +95,7 @@ for size_rank, size_name in enumerate(
         priority: size_rank
         threads: threads_of(size_name)
         resources:
-            gpu=GPU * workers_of(size_name),
+            **resources_of(size_name),
         params:
             folder=RESULTS + "/runs/{run}",
             sha=lambda wildcards: GRID["runs"][wildcards.run]["sha"],
@@ -79,13 +103,13 @@ for size_rank, size_name in enumerate(
             module=[
                 "workflows.train" if workers_of(size_name) == 1 else "workflows.worker"
             ],
+            # No part of what a run was made by: snakemake forgets params that depend on threads.
+            start=lambda wildcards, threads: start_of(wildcards.run),
+            options=lambda wildcards, threads: options_of(wildcards.run),
         shell:
             LOGGED
             + (ADOPT if GRID["adopt"] else "")
-            + "exec {PYTHON:q} "
-            + start_of(size_name)
-            + "-m {params.module:q} {params.folder:q} --patience 60"
-            + options_of(size_name)
+            + "exec {params.start:q} -m {params.module:q} {params.folder:q} --patience 60 {params.options:q}"
 
 
 def tables_of(runs):
