@@ -58,7 +58,7 @@ def test_workflow_runs_with_the_cluster_profile(tmp_path, preset, gpu, threads):
     rules = ("modelled", "latency", "speed", "peers", "plan")
     options = ("--retries", "0", "--seconds-between-status-checks", "1", "--config", f"preset={preset}")
     env = ENV | {"PYTHONPATH": f"{ROOT}{os.pathsep}{plugin.parent}"}
-    done = snakemake(tmp_path, *rules, "--profile", ROOT / "profiles/slurm", *options, env=env)
+    done = snakemake(tmp_path, *rules, "--workflow-profile", ROOT / "profiles/slurm", *options, env=env)
     assert (tmp_path / "asked.jsonl").exists(), done.stderr[-2000:]
     asked = {job["rule"]: job for job in map(json.loads, (tmp_path / "asked.jsonl").read_text().splitlines())}
     assert set(asked) == set(rules)

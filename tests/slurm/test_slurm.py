@@ -1,0 +1,109 @@
+"""Jobs of the profile on a real Slurm: two nodes train as one worker, a preempted job continues, a failed one names its log."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from repository import ENV, ROOT
+from slurm_cluster import missing, running, wait, with_plugin
+from training_runs import command, make_corpus
+
+from evals.records.store import working_folder
+
+# Long enough to be preempted in the middle.
+TINY = """
+extends: smoke
+about: one worker, and two on a node each
+gpu_jobs: true
+data: {vocab_size: 256}
+sizes:
+  one: {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}}}
+  two:
+    {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}},
+     train: {workers: 2}, parallel: {nodes: 2}}
+grid: {sizes: [one, two], archs: [dense], seeds: [0, 1]}
+chain_size: one
+train:
+  {tokens: 327680, batch_size: 16, seq_len: 128, precision: fp32, evaluate: 1, validation_tokens: 1024, checkpoint_s: 1000000}
+"""
+HERE = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=2", "--seconds-between-status-checks=2"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if reason := missing():
+        pytest.skip(reason)
+    with running(tmp_path_factory.mktemp("slurm") / "here") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    if (found := with_plugin(tmp_path_factory.mktemp("plugin") / "venv")) is None:
+        pytest.skip("pip cannot bring snakemake-executor-plugin-slurm")
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The code with the preset `tiny`, resolved, its text prepared."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
+        if name and not name.startswith(("results/", "tests/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "workflows/configs/tiny.yaml").write_text(TINY)
+    resolve = "from pathlib import Path; from workflows.grid import load_grid; load_grid({'preset': 'tiny'}, Path('results'))"
+    subprocess.run([sys.executable, "-c", resolve], cwd=folder, env=ENV | {"PYTHONPATH": str(folder)}, check=True)
+    data = folder / json.loads((folder / "results/tiny/grid.json").read_text())["data"]
+    data.mkdir(parents=True)
+    make_corpus(data)
+    return folder
+
+
+def test_runs_of_a_cluster(slurm, python, checkout, tmp_path):
+    runs = working_folder(checkout / "results", "tiny") / "runs"
+    two, broken = runs / "dense-two-s0", runs / "dense-one-s1"
+    (broken / "checkpoint.safetensors").write_text("damaged")
+    targets = [str((run / "runs.csv").relative_to(checkout)) for run in (two, broken)]
+    profile = ("--workflow-profile", "profiles/slurm", "--retries", "0", *HERE)
+    env = slurm.env | {"OMP_NUM_THREADS": "1"}
+    one = runs / "dense-one-s0"
+    with (tmp_path / "said").open("w") as said:
+        workflow = subprocess.Popen(
+            [python, "-m", "snakemake", *targets, *profile, "--config", "preset=tiny"], cwd=checkout, env=env,
+            stdout=said, stderr=said,
+        )  # fmt: skip
+    undisturbed = subprocess.Popen(
+        command(one), cwd=checkout, env=ENV | {"PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL
+    )
+    try:
+        logs = checkout / ".snakemake/slurm_logs/rule_train_two"
+
+        def first() -> bool:
+            return any("dense-two-s0  step" in path.read_text() for path in logs.rglob("*.log"))
+
+        wait(lambda: first() or workflow.poll() is not None, "the first step", slurm, seconds=300)
+        assert first(), (tmp_path / "said").read_text()
+        slurm.ask(
+            "sbatch", "--partition", "urgent", "--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1"
+        )
+        assert undisturbed.wait(timeout=300) == 0
+        assert workflow.wait(timeout=300) == 1  # of the broken run
+    finally:
+        for process in (workflow, undisturbed):
+            process.kill()
+    told = (tmp_path / "said").read_text()
+    log = (checkout / "results/tiny/logs/dense-two-s0.log").read_text()
+
+    a, b = (pd.read_csv(run / "train.csv") for run in (one, two))
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
+    assert pd.read_csv(two / "runs.csv").resumed.item() == 1, log + told
+
+    assert "results/tiny/logs/dense-one-s1.log" in told
+    assert "checkpoint" in (checkout / "results/tiny/logs/dense-one-s1.log").read_text()
+    assert not (broken / "runs.csv").exists()
