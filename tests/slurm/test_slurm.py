@@ -57,6 +57,8 @@ def checkout(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "workflows/configs/tiny.yaml").write_text(TINY)
+    for name in ("ablations", "tuning"):  # hundreds of runs that nobody asks for
+        (folder / f"workflows/configs/{name}.yaml").write_text("{}\n")
     resolve = "from pathlib import Path; from workflows.grid import load_grid; load_grid({'preset': 'tiny'}, Path('results'))"
     subprocess.run([sys.executable, "-c", resolve], cwd=folder, env=ENV | {"PYTHONPATH": str(folder)}, check=True)
     data = folder / json.loads((folder / "results/tiny/grid.json").read_text())["data"]
