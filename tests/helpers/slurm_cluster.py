@@ -10,8 +10,10 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 PLUGIN = ("snakemake-executor-plugin-slurm==2.8.0", "snakemake-executor-plugin-slurm-jobstep==0.6.1")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -149,6 +151,21 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        left = self.left()
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
+
+    def left(self) -> list[psutil.Process]:
+        """Steps and what they run, which outlive their daemons: they have this Slurm's commands, or its logs open."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                commands = process.environ().get("PATH", "").startswith(f"{self.folder / 'bin'}:")
+                if commands or any(file.path.startswith(f"{self.folder}/") for file in process.open_files()):
+                    found.append(process)
+        return found
 
 
 def wait(done, what: str, slurm: Slurm, seconds: float = 60.0, must: bool = True) -> None:
