@@ -141,8 +141,7 @@ def solve(
         return solve_sizes(turn(model, **{knob: 4 * units}), target_flops, target_params, rule.width_multiple)
 
     low, high, best = 1, model.d_model, at_key(1)
-    near = getattr(like.arch, knob) // 4 if like else 0
-    hints = [near, near + 1] if like else []
+    hints = [getattr(like.arch, knob) // 4 + step for step in (0, 1)] if like else []
     while low < high:
         middle = hints.pop(0) if hints else (low + high + 1) // 2
         if not low < middle <= high:

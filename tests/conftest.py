@@ -9,6 +9,7 @@ pytest.register_assert_rewrite("cpu_kernels", "made_up_wheels", "one_rounding") 
 # Whole workflows, compilers and processes that are killed: first, so that no worker is left with one of them at the end.
 LONG = ("workflows/test_workflow", "workflows/test_training", "workflows/test_command", "test_readme", "kernels/test_dispatch")
 LONG += ("workflows/test_ablate", "kernels/test_aot", "kernels/test_triton", "workflows/test_progress", "reports/test_report")
+LONG += ("slurm/test_slurm", "workflows/test_faults", "workflows/test_parallel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -111,6 +111,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool 
                     }
                     | {f"paper_{key}": value for key, value in step.paper.items()}
                 )
+    spreads = {name: plain(preset.spread(name)) for name in preset.sizes}
     entries = {
         run: {
             "arch": cfg.arch,
@@ -123,7 +124,7 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool 
             "params": cfg.model.cost().params,
             "threads": cfg.train.threads,
             "workers": cfg.train.workers,
-            "parallel": plain(preset.spread(cfg.size)),
+            "parallel": spreads[cfg.size],
         }
         for run, cfg in runs.items()
     }

@@ -34,7 +34,7 @@ from evals.records.runs import load_run
 from kernels.allocator import keep_memory
 from workflows import checkpoint
 from workflows.launch import LOST, ROUND, USERS
-from workflows.parallel.settings import Parallel
+from workflows.parallel.settings import Parallel, add_options, told
 from workflows.parallel.trainer import SpreadTrainer
 from workflows.train import Stop, Trainer
 
@@ -149,18 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="run folder that holds config.yaml")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another trainer of this run")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that workers wait for one that says nothing")
-    parser.add_argument(
-        "--engine", choices=("replicated", "sharded"), default="replicated", help="everything everywhere, or parts"
-    )
-    parser.add_argument(
-        "--values", choices=("number", "dimension"), default="number", help="sharded: tables by rows or columns"
-    )
-    parser.add_argument("--recompute", action="store_true", help="sharded: run layers again for gradients, keep their inputs")
-    parser.add_argument(
-        "--gather", choices=("fp32", "bf16"), default="fp32", help="sharded: type in which weights are gathered"
-    )
-    parser.add_argument("--no-async-save", action="store_true", help="sharded: wait until a checkpoint is written")
+    add_options(parser)
     return parser.parse_args()
 
 
@@ -168,16 +157,9 @@ def main() -> None:
     args, workers = arguments(), None
     keep_memory()
     try:
-        workers = Workers(args.device, args.timeout)
+        workers = Workers(args.device, args.timeout_s)
         workers.meet()
-        spread = Parallel(
-            engine=args.engine,
-            values=args.values,
-            recompute=args.recompute,
-            gather=args.gather,
-            async_save=not args.no_async_save,
-        )
-        train(args.folder, workers, args.patience, spread)
+        train(args.folder, workers, args.patience, told(args))
         dist.destroy_process_group()
     except SystemExit as left:
         leave(left.code)

@@ -7,27 +7,16 @@ set -u
 
 stopped=143 # 128 + SIGTERM
 
-# One node's share: torchrun ends with 1 when it was told to stop.
-if [ "$1" = share ]; then
-    shift
-    told=""
-    trap 'told=1' TERM
-    "$@"
-    code=$?
-    [ -n "$told" ] && [ $code != 0 ] && code=$stopped
-    exit $code
-fi
-
 nodes=$1 threads=$2
 shift 2
 trap : TERM
 if [ "$nodes" = 1 ]; then
-    bash "$0" share "$@"
+    "$@"
 else
     # Jobs that share a node may not share a port.
     meet=(--rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 10000))")
     srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "$threads" \
-        bash "$0" share "$1" -m workflows.launch --nnodes "$nodes" "${meet[@]}" "${@:2}"
+        "$1" -m workflows.launch --nnodes "$nodes" "${meet[@]}" "${@:2}"
 fi
 code=$?
 

@@ -1,23 +1,17 @@
 """Functions run by several gloo workers of this machine at once, forked from this process."""
 
 import os
-import socket
 import traceback
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from ports import free_ports
 
 
 def together(workers, work):
     """Calls work(rank) in each worker of a process group; all have to end well."""
-    port, threads = free_port(), torch.get_num_threads()
+    (port,), threads = free_ports(1), torch.get_num_threads()
     pids = []
     for rank in range(workers):
         pid = os.fork()

@@ -10,10 +10,11 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from ports import free_ports
 
 PLUGIN = ("snakemake-executor-plugin-slurm==2.8.0", "snakemake-executor-plugin-slurm-jobstep==0.6.1")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -69,14 +70,6 @@ def missing() -> str:
     if lacking := [name for name in (*DAEMONS, *COMMANDS) if not shutil.which(name, path=found)]:
         return f"Slurm is not installed, there is no {lacking[0]}: apt-get install slurm-wlm munge"
     return ""
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def with_plugin(folder: Path) -> Path | None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from ports import free_ports
 from repository import ENV
 from training_runs import NoStop, command, finish, make_run, torchrun, trainer
 
@@ -229,9 +229,7 @@ def test_two_workers_train_as_one(tmp_path, corpus, models, arch, values):
 def test_workers_stop_after_the_same_step(tmp_path, corpus, models, told):
     """A signal may reach one worker and not the other; both leave, once the checkpoint is whole."""
     folder = make_run(tmp_path / "two", corpus, models["dense"], workers=2, tokens=10**7, checkpoint_s=1e9)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     shared = ENV | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
         subprocess.Popen(

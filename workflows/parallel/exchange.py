@@ -5,7 +5,8 @@ Sums over workers are sums: who wants the mean over a batch that is spread over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,38 +35,35 @@ def reduce_scatter(x: Tensor) -> Tensor:
     return out
 
 
-class AllToAll(torch.autograd.Function):
-    """`all_to_all`; gradients go back to who sent the rows."""
+class Exchange(torch.autograd.Function):
+    """there(x), whose gradient is back(grad)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        ctx.send, ctx.receive = send, receive
-        return all_to_all(x, send, receive)
+    def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return there(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return all_to_all(grad, ctx.receive, ctx.send), None, None
+        return ctx.back(grad), None, None
 
 
-class AllGather(torch.autograd.Function):
+def swapped(x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    """`all_to_all`; gradients go back to who sent the rows."""
+    there, back = partial(all_to_all, send=send, receive=receive), partial(all_to_all, send=receive, receive=send)
+    return Exchange.apply(x, there, back)
+
+
+def gathered(x: Tensor) -> Tensor:
     """`all_gather`; gradients are summed up where the rows came from."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return all_gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return reduce_scatter(grad)
+    return Exchange.apply(x, all_gather, reduce_scatter)
 
 
-class ReduceScatter(torch.autograd.Function):
+def summed(x: Tensor) -> Tensor:
     """`reduce_scatter`; every worker gets the gradient of every row."""
+    return Exchange.apply(x, reduce_scatter, all_gather)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return reduce_scatter(x)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return all_gather(grad)
+def narrowed(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x as it is sent; None sends it as it is."""
+    return x if dtype is None else x.to(dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 import kernels
 from models.decode import DecodeState
 from models.moe import MoE
-from workflows.parallel.exchange import AllToAll, all_to_all
+from workflows.parallel.exchange import all_to_all, narrowed, swapped
 
 
 class SpreadExperts:
@@ -45,13 +45,13 @@ class SpreadExperts:
         here_PE = all_to_all(counts_PE, [1] * P, [1] * P)
         send, receive = counts_PE.sum(1).tolist(), here_PE.sum(1).tolist()
         x_SD = x_TD[order_S // k]
-        x_RD = AllToAll.apply(x_SD if self.dtype is None else x_SD.to(self.dtype), send, receive)
+        x_RD = swapped(narrowed(x_SD, self.dtype), send, receive)
         expert_R = torch.arange(each, device=x_TD.device).repeat(P).repeat_interleave(here_PE.flatten())
         y_RD = x_RD  # nothing came here
         if len(x_RD):
             ones_R1 = torch.ones(len(x_RD), 1, device=x_RD.device)
             y_RD = kernels.experts(x_RD, moe.up_EDF, moe.down_EFD, expert_R[:, None], ones_R1, moe.cfg.glu)
-        y_SD = AllToAll.apply(y_RD if self.dtype is None else y_RD.to(self.dtype), receive, send)
+        y_SD = swapped(narrowed(y_RD, self.dtype), receive, send)
         place_S = torch.empty_like(order_S)
         place_S[order_S] = torch.arange(len(order_S), device=order_S.device)
         return torch.einsum("tkd,tk->td", y_SD[place_S].view(T, k, -1), weight_Tk.to(y_SD.dtype))

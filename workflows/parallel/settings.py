@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import argparse
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from evals.records import strict
 from evals.records.errors import UserError
@@ -58,13 +59,34 @@ class Parallel:
         return told + (["--timeout", f"{self.timeout_s:g}"] if self.timeout_s != base.timeout_s else [])
 
 
-def spread(fields: dict[str, Any], workers: Any, where: str) -> Parallel:
-    """The settings of a preset's `fields` for so many workers.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The words of `Parallel.options`."""
+    base, kinds = Parallel(), strict.kinds(Parallel)
+    for name, text in (
+        ("engine", "everything everywhere, or parts"),
+        ("values", "sharded: tables by rows or columns"),
+        ("gather", "sharded: type in which weights are gathered"),
+    ):
+        parser.add_argument(f"--{name}", choices=get_args(kinds[name]), default=getattr(base, name), help=text)
+    parser.add_argument("--recompute", action="store_true", help="sharded: run layers again for gradients, keep their inputs")
+    waits = "sharded: wait until a checkpoint is written"
+    parser.add_argument("--no-async-save", dest="async_save", action="store_false", help=waits)
+    seconds = "seconds that workers wait for one that says nothing"
+    parser.add_argument("--timeout", dest="timeout_s", type=float, default=base.timeout_s, help=seconds)
+
+
+def told(args: argparse.Namespace) -> Parallel:
+    """The settings that `add_options` has read; what only the launcher needs is left at its default."""
+    return Parallel(**{field.name: getattr(args, field.name) for field in fields(Parallel) if hasattr(args, field.name)})
+
+
+def spread(given: dict[str, Any], workers: Any, where: str) -> Parallel:
+    """The settings of a preset's fields for so many workers.
 
     Raises:
         UserError: an unknown field or value, or nodes that do not divide the workers; names `where`.
     """
-    found = strict.build(Parallel, fields, where)
+    found = strict.build(Parallel, given, where)
     try:
         found.per_node(strict.convert(Count, workers, "train.workers"))
     except UserError as error:

@@ -113,10 +113,9 @@ class Spreading:
 
     def recompute(self) -> None:
         """Activations of attention, FFN and memory layers are not kept but made again when their gradients are taken."""
-        for module in (m for block in self.model.blocks for m in (block.attention, block.ffn)):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-        for memory in self.model.memories:
-            memory.forward = partial(checkpoint, memory.forward, use_reentrant=False)
+        layers = [layer for block in self.model.blocks for layer in (block.attention, block.ffn)]
+        for layer in (*layers, *self.model.memories):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def shard_rest(self) -> None:
         bf16 = torch.bfloat16 if self.setting.gather == "bf16" else None
@@ -136,6 +135,11 @@ class Spreading:
         if self.counting and table.training and torch.is_grad_enabled():
             row_X = row_X.flatten()
             self.reads[self.names[table]].scatter_add_(0, row_X, torch.ones_like(row_X))
+
+    def by_row(self, parameter: nn.Parameter, number_R: Tensor) -> Tensor:
+        """One number for each row of a table that lies here, as those of the whole table: in parts where they are by number."""
+        rows = self.parts[parameter].flat[0]
+        return Part((rows,), 0, (rows,)).as_dtensor(number_R, self.mesh) if self.setting.values == "number" else number_R
 
     @torch.no_grad()
     def finish_gradients(self) -> None:

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from evals.records.errors import UserError
 from workflows.optim import Optimizers, RowAdamW
-from workflows.parallel.spread import Part, Spreading
+from workflows.parallel.spread import Spreading
 
 NAME = "checkpoint-"
 DAMAGE = (OSError, ValueError, KeyError, AssertionError, SafetensorError)  # what reading half a file ends in
@@ -43,7 +43,6 @@ def allocate(optimizers: Optimizers) -> None:
 def state(spreading: Spreading, optimizers: Optimizers) -> dict[str, Tensor]:
     """Everything that a run goes on from, under the names of `workflows.checkpoint`; shares memory with the run."""
     model, mesh, parts = spreading.model, spreading.mesh, spreading.parts
-    by_number = spreading.setting.values == "number"
     names = {parameter: name for name, parameter in model.named_parameters()}
 
     def placed(tensor: Tensor, parameter: torch.nn.Parameter) -> Tensor:
@@ -51,18 +50,14 @@ def state(spreading: Spreading, optimizers: Optimizers) -> dict[str, Tensor]:
             return tensor
         if tensor.shape == parameter.shape:
             return parts[parameter].as_dtensor(tensor, mesh)
-        return of_rows(tensor, parts[parameter].flat[0])
-
-    def of_rows(tensor: Tensor, rows: int) -> Tensor:
-        """One number a row."""
-        return Part((rows,), 0, (rows,)).as_dtensor(tensor, mesh) if by_number else tensor
+        return spreading.by_row(parameter, tensor)
 
     held = {name: parameter for parameter, name in names.items()}
     found = {f"model.{n}": placed(t.detach(), held[n]) if n in held else t for n, t in model.state_dict().items()}
     for parameter, moments in optimizers.state.items():
         found |= {f"optimizer.{names[parameter]}.{key}": placed(t, parameter) for key, t in moments.items()}
     for table, name in spreading.names.items():
-        found[f"reads.{name}"] = of_rows(spreading.reads[name], parts[table.values_NC].flat[0])
+        found[f"reads.{name}"] = spreading.by_row(table.values_NC, spreading.reads[name])
     return {name: tensor.view(1) if tensor.ndim == 0 else tensor for name, tensor in found.items()}
 
 
@@ -73,7 +68,7 @@ class Store:
         self.folder, self.asynchronous = Path(folder), asynchronous
         # The thread that writes exchanges plans with the others': beside the exchange of training, not within it.
         self.group = dist.new_group(backend="gloo")
-        self.pending: Future | None = None
+        self.pending: tuple[Future | None, Path] | None = None  # what is awaited, and the checkpoint that it becomes
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint that the first worker sees, or None."""
@@ -91,32 +86,36 @@ class Store:
             UserError: the disk is full, now or when the checkpoint before was written.
         """
         self.finish()
-        part = self.folder / f".{NAME}{step}.part"
+        target = self.folder / f"{NAME}{step}"
+        part = self.part(target)
         if dist.get_rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             (part / "note.json").write_text(json.dumps(note))
         dist.barrier(self.group)
         writer = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)
-        self.part, self.target = part, self.folder / f"{NAME}{step}"
         save = dcp.async_save if self.asynchronous else dcp.save
         result = self.told(lambda: save(tensors, storage_writer=writer, process_group=self.group))
-        self.pending = result if isinstance(result, Future) else Future()
+        self.pending = (result if self.asynchronous else None, target)
         if not self.asynchronous:
-            self.pending.set_result(None)
             self.finish()
+
+    def part(self, target: Path) -> Path:
+        """Where a checkpoint lies until it is whole."""
+        return self.folder / f".{target.name}.part"
 
     def finish(self) -> None:
         """Waits until what was begun is whole and has its name."""
         if self.pending is None:
             return
-        pending, self.pending = self.pending, None
-        self.told(pending.result)
+        (writing, target), self.pending = self.pending, None
+        if writing is not None:
+            self.told(writing.result)
         dist.barrier(self.group)
         if dist.get_rank() == 0:
-            before = [path for path in self.folder.glob(f"{NAME}*") if path != self.target]
-            shutil.rmtree(self.target, ignore_errors=True)  # of the same step, by a run that was stopped right after it
-            os.replace(self.part, self.target)
+            before = [path for path in self.folder.glob(f"{NAME}*") if path != target]
+            shutil.rmtree(target, ignore_errors=True)  # of the same step, by a run that was stopped right after it
+            os.replace(self.part(target), target)
             for path in before:
                 shutil.rmtree(path, ignore_errors=True)
         dist.barrier(self.group)
@@ -158,6 +157,10 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def joined(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(spreading: Spreading) -> dict[str, Tensor]:
     """The model's state as one worker would write it, on the first worker; empty on the others."""
     held, found = dict(spreading.model.named_parameters()), {}
@@ -165,8 +168,7 @@ def whole(spreading: Spreading) -> dict[str, Tensor]:
         part = spreading.parts.get(held[name]) if name in held else None
         if part is not None:
             tensor = part.as_dtensor(tensor.detach(), spreading.mesh)
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
+        tensor = joined(tensor)
         if part is not None:
             tensor = tensor.reshape(part.flat)
         if spreading.rank == 0:
@@ -176,11 +178,5 @@ def whole(spreading: Spreading) -> dict[str, Tensor]:
 
 def whole_reads(spreading: Spreading) -> dict[str, Tensor]:
     """How often each row of each whole table was read in training, on every worker."""
-    found = {}
-    for table, name in spreading.names.items():
-        rows = spreading.parts[table.values_NC].flat[0]
-        count_N = spreading.reads[name]
-        if spreading.setting.values == "number":
-            count_N = Part((rows,), 0, (rows,)).as_dtensor(count_N, spreading.mesh).full_tensor()
-        found[name] = count_N.cpu()
-    return found
+    named = spreading.names.items()
+    return {name: joined(spreading.by_row(table.values_NC, spreading.reads[name])).cpu() for table, name in named}

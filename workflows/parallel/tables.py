@@ -23,7 +23,7 @@ import kernels
 from evals.records.errors import UserError
 from models.memory import Memory
 from models.value_table import Table
-from workflows.parallel.exchange import AllGather, AllToAll, ReduceScatter, all_gather, all_to_all
+from workflows.parallel.exchange import all_gather, all_to_all, gathered, narrowed, summed, swapped
 
 
 class Spread(nn.Module):
@@ -61,7 +61,7 @@ class Spread(nn.Module):
         raise NotImplementedError
 
     def on_the_way(self, x: Tensor) -> Tensor:
-        return x if self.dtype is None else x.to(self.dtype)
+        return narrowed(x, self.dtype)
 
     def arrived(self, x: Tensor) -> Tensor:
         return x if self.dtype is None else x.float()
@@ -87,17 +87,17 @@ class ByNumber(Spread):
         # As two bytes each: neither gloo nor NCCL knows 16-bit integers.
         count_R2 = all_to_all(count_R.to(torch.int16)[:, None].view(torch.uint8), requests, requests_here)
         count_R = count_R2.view(torch.int16)[:, 0].long()
-        weight_Sh = self.arrived(AllToAll.apply(self.on_the_way(weight_TMh.flatten(0, 1)[order_S]), picks, picks_here))
+        weight_Sh = self.arrived(swapped(self.on_the_way(weight_TMh.flatten(0, 1)[order_S]), picks, picks_here))
         place_R = request_R % (T * E)
         met_RV = None
         if met_TV is not None:
-            met_RV = AllToAll.apply(self.on_the_way(met_TV[place_R // E]), requests, requests_here)
+            met_RV = swapped(self.on_the_way(met_TV[place_R // E]), requests, requests_here)
         if len(count_R):
             sum_RC = self.serve(table, row_S, count_R, weight_Sh, met_RV)
         else:  # nobody asks here; the exchange has to know this worker all the same when gradients come
             sum_RC = weight_Sh[:, :1].expand(-1, table.values_NC.shape[1])
             sum_RC = sum_RC if met_RV is None else sum_RC + met_RV[:, :1]
-        sum_RC = self.arrived(AllToAll.apply(self.on_the_way(sum_RC), requests_here, requests))
+        sum_RC = self.arrived(swapped(self.on_the_way(sum_RC), requests_here, requests))
         return sum_RC.new_zeros(T * E, sum_RC.shape[1]).index_add(0, place_R, sum_RC).view(T, E, -1)
 
     def serve(self, table: Table, row_S: Tensor, count_R: Tensor, weight_Sh: Tensor, met_RV: Tensor | None) -> Tensor:
@@ -125,12 +125,12 @@ class ByDimension(Spread):
         even = [T] * P
         if met_TV is not None:
             met_UV = self.on_the_way(met_TV.unflatten(1, (P, -1)).transpose(0, 1).flatten(0, 1))
-            met_UV = AllToAll.apply(met_UV, even, even)
-            hidden_TM = ReduceScatter.apply(kernels.row_dot(*table.read("pre_values_NP", row_UM), met_UV))
+            met_UV = swapped(met_UV, even, even)
+            hidden_TM = summed(kernels.row_dot(*table.read("pre_values_NP", row_UM), met_UV))
             weight_TMh = weight_TMh * self.active(hidden_TM).unsqueeze(-1)
-        weight_UMh = self.arrived(AllGather.apply(self.on_the_way(weight_TMh)))
+        weight_UMh = self.arrived(gathered(self.on_the_way(weight_TMh)))
         sum_UEc = kernels.weighted_lookup(*table.read("values_NC", row_UM), weight_UMh, block_UM if E > 1 else None, E)
-        sum_UEc = self.arrived(AllToAll.apply(self.on_the_way(sum_UEc), even, even))
+        sum_UEc = self.arrived(swapped(self.on_the_way(sum_UEc), even, even))
         cores = weight_TMh.shape[-1]
         sum_PTEhc = sum_UEc.unflatten(-1, (cores, -1)).unflatten(0, (P, T))
         return sum_PTEhc.permute(1, 2, 3, 0, 4).reshape(T, E, -1)
