@@ -124,7 +124,7 @@ class Preset:
         chain_size, chain_seeds: where and how often chains run. chain_sizes: chains that run elsewhere, by name;
             a preset with a chain_size of its own inherits none.
         chain_rates: of `tuned` chains, the learning rates that every row is trained with; its best counts. step_rates: rows
-            that are trained with others, by chain and id.
+            that are trained with others, by chain and id; a preset with chain_rates of its own inherits none.
         tuning_size, tuning_tokens: where the tuning target runs (None: at the chains' size), with how many tokens (0: the
             preset's).
         transfer_size: where the tuning target tries some of the rates again, with as many tokens; None is nowhere.
@@ -227,8 +227,9 @@ def raw_preset(name: str) -> dict:
     if not (parent := data.pop("extends", None)):
         return data
     base = raw_preset(parent)
-    if "chain_size" in data:
-        base.pop("chain_sizes", None)
+    for own, follows in (("chain_size", "chain_sizes"), ("chain_rates", "step_rates")):
+        if own in data:
+            base.pop(follows, None)
     return merge(base, data)
 
 

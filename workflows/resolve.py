@@ -78,7 +78,8 @@ def resolve(preset: Preset, chains: dict[str, Chain], results: Path, tune: bool 
             }
         )
     arms = []
-    strict.check_keys(preset.step_rates, chains, f"{preset.name}: step_rates")
+    if chains:
+        strict.check_keys(preset.step_rates, chains, f"{preset.name}: step_rates")
     for name, chain in chains.items():
         if not architectures(chain) <= set(preset.archs):
             continue

@@ -43,7 +43,7 @@ def test_without_memory_it_is_the_mixture_bit_for_bit(group):
 
 def test_beside_the_others_it_moves_nobody(group):
     preset = load_preset("cpu")
-    archs, recipes = ({arch: of[arch] for arch in of if arch != "hybrid"} for of in (preset.archs, preset.recipes))
+    archs, recipes = ({arch: of[arch] for arch in of if arch not in preset.beside} for of in (preset.archs, preset.recipes))
     alone = match_size(replace(preset, archs=archs, recipes=recipes, beside=()), "d64")
     assert (alone.models, alone.flops, alone.params) == (group.yardsticks, group.flops, group.params)
 

@@ -75,7 +75,7 @@ def test_sparsity_is_a_delta_like_any_other(smoke):
 
 
 def test_equal_runs_are_one_run(tmp_path):
-    preset = replace(load_preset("smoke"), chain_size="xs")
+    preset = replace(load_preset("smoke"), chain_size="xs", step_rates={})
     same = Chain(title="", kind="sweep", base=Step(id="base", label="as in the grid", arch="ultramem"), steps=())
     plan, found = resolve.resolve(preset, {"same": same}, tmp_path)
     assert [row["run"] for row in plan["arms"]] == ["ultramem-xs-s0"]
@@ -83,7 +83,7 @@ def test_equal_runs_are_one_run(tmp_path):
 
 
 def test_rows_of_a_tuned_chain_are_trained_with_every_rate(tmp_path):
-    preset = replace(load_preset("smoke"), chain_size="xs", chain_rates=(0.001, 0.006))
+    preset = replace(load_preset("smoke"), chain_size="xs", chain_rates=(0.001, 0.006), step_rates={})
     base = Step(id="base", label="as in the grid", arch="ultramem")
     chains = {"c": Chain(title="", kind="sweep", base=base, steps=(), tuned=True, seeds=(0, 1))}
     plan, found = resolve.resolve(preset, chains, tmp_path)

@@ -170,10 +170,21 @@ def test_command_refuses_a_bad_config_before_any_job(tmp_path, value):
 def test_repeats_add_seeds_to_a_part_of_the_grid():
     grid = presets.load_preset("cpu").grid
     cells = grid.cells()
-    assert len(cells) == len(set(cells)) == 4 * 6 + 4 * 2
-    assert ("d64", "dense", 2) in cells
-    assert ("d64", "pkm", 1) not in cells
+    assert len(cells) == len(set(cells)) == 3 * 6 + 4 * 2
+    assert ("d48", "dense", 2) in cells
+    assert ("d48", "pkm", 1) not in cells
     assert ("d40", "dense", 1) not in cells
+
+
+def test_the_default_preset_trains_runs_of_the_reference(tmp_path):
+    """`make` ends by comparing them: a run of both has one config."""
+    own, reference = (resolve.resolve(load_preset(name), {}, tmp_path, tune=False)[1] for name in ("cpu", "reference"))
+    assert {(run, config.sha) for run, config in own.items()} < {(run, config.sha) for run, config in reference.items()}
+
+
+def test_a_preset_with_rates_of_its_own_inherits_no_rows_that_differ():
+    assert load_preset("reference").step_rates == load_preset("cpu").step_rates != {}
+    assert load_preset("gpu1").step_rates == {}
 
 
 def spread_so(monkeypatch, size, **preset):
@@ -223,7 +234,7 @@ def test_tokens_follow_the_size_and_widths_carry_the_base():
     preset = load_preset("cpu")
     lengths = {size: matched.recipe(preset, "dense", size).tokens for size in preset.grid.sizes}
     assert lengths["d64"] == preset.train["tokens"]
-    assert lengths["d80"] / lengths["d40"] == pytest.approx((80 / 40) ** 2, rel=0.01)
+    assert lengths["d64"] / lengths["d40"] == pytest.approx((64 / 40) ** 2, rel=0.01)
     assert {matched.prototype(preset, "dense", size).base_width for size in preset.grid.sizes} == {64}
 
 
