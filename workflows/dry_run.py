@@ -12,13 +12,9 @@ it hidden behind the computing: an upper bound on exchange, a guess at the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import torch
-
-from evals.access.partition import WAYS, Lookup, experts
+from evals.access.partition import WAYS, experts
 from evals.decode.roofline import Device, load
 from evals.records import errors, options, schema
 from models.count import entries
@@ -26,12 +22,14 @@ from models.match import MatchRule, solve
 from models.moe import MoEConfig
 from models.transformer import ModelConfig
 from models.ultramem_v2 import UltraMemV2Config
-from workflows.plan import ACTIVATION_BYTES, USABLE
+from workflows.memory import USABLE, Sized, sharded_bytes
+from workflows.parallel.settings import Parallel
 from workflows.presets import GPUS
 
 WORKERS = (8, 16, 32, 64, 128, 256, 512)
 STEP_TOKENS = 2048 * 2048  # P1 table 4; P2 does not say of its own models
 MICRO_TOKENS = 8192
+ENGINE = Parallel(engine="sharded", recompute=True, gather="bf16")
 TRAINED = 1e12  # P1's tokens, for the days
 NODE = 8
 # Bytes/s that one GPU sends: within a node, and beyond. Vendor's: NVLink in one direction; one 200 or 400 Gb/s port a GPU.
@@ -69,84 +67,14 @@ def models() -> dict[str, ModelConfig]:
     return {name: known[name].model for name in NAMES} | undisclosed()
 
 
-@dataclass(frozen=True)
-class Sized:
-    """A model's parameters by what becomes of them when it is spread."""
-
-    cfg: ModelConfig
-
-    @cached_property
-    def built(self) -> torch.nn.Module:
-        with torch.device("meta"):
-            return self.cfg.build()
-
-    @cached_property
-    def tables(self) -> int:
-        """Values and pre-values."""
-        owners = [module for module in self.built.modules() if hasattr(module, "value_names")]
-        return sum(getattr(owner, name).numel() for owner in owners for name in owner.value_names)
-
-    @cached_property
-    def experts(self) -> int:
-        return sum(p.numel() for name, p in self.built.named_parameters() if name.endswith(("up_EDF", "down_EFD")))
-
-    @cached_property
-    def dense(self) -> int:
-        return sum(p.numel() for p in self.built.parameters()) - self.tables - self.experts
-
-    @cached_property
-    def addresses(self) -> int:
-        """Bytes of buffers, which every GPU holds whole; layers share one shuffle on a CPU and have copies on a GPU."""
-        return sum(buffer.nbytes for _, buffer in self.built.named_buffers(remove_duplicate=False))
-
-    @cached_property
-    def ask(self) -> Lookup | None:
-        """What a token asks of one memory layer."""
-        if not self.built.memories:
-            return None
-        arch = self.cfg.arch
-        widths = arch.value_width(self.cfg.d_model), arch.pre_width(self.cfg.d_model)
-        return Lookup(arch.n_mem_heads * arch.top_m, widths[0], arch.n_cores, arch.blocks, widths[1])
-
-    @property
-    def partitions(self) -> tuple[str, ...]:
-        return tuple(WAYS) if self.ask else ("experts",) if self.experts else ("none",)
-
-
 def sparse_traffic(model: Sized, partition: str, workers: int) -> float:
     """Bytes that a GPU sends for one of its tokens, forward and backward, in all layers."""
-    if partition == "experts":
-        return model.cfg.n_layers * experts(model.cfg.arch.top_k, model.cfg.d_model, workers, backward=True)
-    if partition == "none" or model.ask is None:
-        return 0.0
-    return len(model.built.memories) * WAYS[partition](model.ask, workers, backward=True)
-
-
-def memory(model: Sized, partition: str, workers: int, micro: int) -> dict[str, float]:
-    """Bytes that a GPU holds, by kind."""
-    cfg, share = model.cfg, (model.tables + model.experts + model.dense) / workers
-    layers, width = cfg.n_layers, cfg.d_model
-    # Checkpointed: a block keeps its input; one block at a time is run again and keeps everything, with its memory's scores.
-    activations = micro * width * (2.0 * layers + ACTIVATION_BYTES)
-    exchanged = 0.0
+    sent = 0.0
+    if model.experts:
+        sent += model.cfg.n_layers * experts(model.cfg.arch.top_k, model.cfg.d_model, workers, backward=True)
     if model.ask is not None:
-        arch, ask = cfg.arch, model.ask
-        scores = 2 * arch.n_mem_heads * arch.axis(len(model.built.memories)) * arch.rank
-        activations += 2 * 4.0 * micro * scores
-        rows = {"number": ask.picks, "pooled": min(ask.picks, workers * ask.groups), "dimension": ask.groups}[partition]
-        gathered = workers * ask.picks * (4 + 2 * ask.cores) if partition == "dimension" else 0
-        exchanged = micro * (2.0 * rows * (ask.d_value + ask.d_pre_value) + gathered)
-    elif model.experts:
-        exchanged = micro * 2.0 * 2 * cfg.arch.top_k * width
-    ends = cfg.vocab_size * width
-    blocks = 2 * 2.0 * (model.dense - ends) / layers  # this one and the next, in bf16
-    return {
-        "parameters_gb": 4 * share,
-        "gradients_gb": 4 * share,
-        "moments_gb": 8 * share,
-        "activations_gb": activations,
-        "buffers_gb": blocks + 2.0 * ends + exchanged + model.addresses,
-    }
+        sent += len(model.built.memories) * WAYS[partition](model.ask, workers, backward=True)
+    return sent
 
 
 def seconds(traffic: float, workers: int, link: tuple[float, float]) -> float:
@@ -165,7 +93,7 @@ def rows(devices: dict[str, Device], named: dict[str, ModelConfig]) -> Iterator[
             dense = (2 * 2 + 4) * model.dense * (workers - 1) / workers * pieces
             sparse = {way: sparse_traffic(model, way, workers) * STEP_TOKENS / workers for way in model.partitions}
             for way, traffic in sparse.items():
-                held = memory(model, way, workers, micro)
+                held = sharded_bytes(model, way, workers, micro, ENGINE)
                 compute = flops / workers / (device.flops * device.training_utilisation)
                 exchange = seconds(dense + traffic, workers, LINKS[key])
                 fits = sum(held.values()) <= USABLE * device.memory

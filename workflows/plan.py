@@ -24,16 +24,15 @@ from evals.records.runs import RunConfig, load_run
 from models.match import flops
 from workflows.forecast import spoken
 from workflows.gather import read_grid
+from workflows.memory import USABLE, training_bytes
+from workflows.parallel.settings import Parallel
 from workflows.presets import load_preset, plan_target
 from workflows.resolve import resolve
 from workflows.speed import our_step
 
 LARGEST_CALIBRATION = 60_000_000  # parameters; 16 bytes each in training
 FARTHEST = 10.0  # times the calibrated model's FLOPs per token
-USABLE = 0.9  # of a GPU's memory; the CUDA context and fragmentation take the rest
-# Bytes saved for the backward pass per token, layer and unit of width under bf16 autocast, the most of six architectures
-# (MoE-8; dense models save two thirds of it). A test holds it to what autograd saves.
-ACTIVATION_BYTES = 140
+HELD = {"replicated": "holds all weights", "sharded": "holds its part of the weights"}
 
 
 def step_seconds(run: RunConfig, steps: int = 3, within: float = math.inf) -> float:
@@ -53,23 +52,6 @@ def step_seconds(run: RunConfig, steps: int = 3, within: float = math.inf) -> fl
 def full_flops(run: RunConfig) -> float:
     """Training FLOPs per token with the head, which small models mostly consist of."""
     return 3 * (flops(run.model) + 2 * run.model.vocab_size * run.model.d_model)
-
-
-def training_bytes(run: RunConfig) -> float:
-    """Memory of one worker while it trains, replicated as the trainer does it: estimated, in bytes.
-
-    Weights, gradients and two moments in float32, 4 bytes each, but of value tables under `value_optimizer: rows` only the
-    gradients of rows that a micro-batch reads; a bf16 copy of all that is multiplied; activations of one micro-batch.
-    """
-    train, cost = run.train, run.model.cost()
-    tokens = (train.micro_batch or train.batch_size // train.workers) * train.seq_len
-    values = [part for part in cost.parts if part.name == "values"]
-    tables = sum(part.params for part in values)
-    touched = sum(part.rows_read(tokens, "worst") * part.width for part in values)
-    gradients = cost.params - tables + (touched if train.value_optimizer == "rows" else tables)
-    low = train.precision == "bf16"
-    activations = ACTIVATION_BYTES * tokens * run.model.n_layers * run.model.d_model * (1 if low else 2)
-    return 12 * cost.params + 4 * gradients + (2 * (cost.params - tables) if low else 0) + activations
 
 
 def tokens_of(run: RunConfig) -> int:
@@ -134,17 +116,19 @@ def predict(runs: dict[str, RunConfig], within: float = math.inf) -> list[dict]:
     return [row_of(run, *timed[run.arch], device) for run in runs.values()]
 
 
-def predict_for(runs: dict[str, RunConfig], device: Device) -> list[dict]:
+def predict_for(runs: dict[str, RunConfig], device: Device, spreads: dict[str, Parallel]) -> list[dict]:
     """One row a run for a GPU of the table: GPU-seconds at the assumed share of its peak, memory and whether it fits.
+
+    `spreads` says of each run how it lies on its workers.
 
     Raises:
         UserError: a run in float32, for which the table has no peak.
     """
     rows = []
-    for run in runs.values():
+    for name, run in runs.items():
         if run.train.precision != "bf16":
             raise UserError(f"{run.run} trains in {run.train.precision}, and gpus.yaml has peaks of bf16 only; plan with bf16")
-        memory = training_bytes(run)
+        memory = training_bytes(run, spreads[name])
         rate = device.flops * device.training_utilisation
         rows.append(
             row_of(run, rate, device.training_source, device.name)
@@ -191,9 +175,10 @@ def main() -> None:
     target = plan_target({key: value for key, value in (("gpu", args.gpu), ("gpus", args.gpus)) if value is not None})
     grid = read_grid(args.results)
     runs = {name: load_run(args.results / "runs" / name) for name in grid["runs"]}
+    spreads = {name: Parallel(**entry["parallel"]) for name, entry in grid["runs"].items()}
     if target:
         gpu = load_gpus()[0][target["gpu"]]
-        rows, workers, hours = predict_for(runs, gpu), target["gpus"], "GPU-hours"
+        rows, workers, hours = predict_for(runs, gpu, spreads), target["gpus"], "GPU-hours"
         print(
             f"assumed: {gpu.name} reaches {gpu.training_utilisation:.0%} of its {gpu.flops / 1e12:,.0f} TFLOPs/s in training "
             f"({gpu.training_source}); this is of dense models, and sparse layers may reach less"
@@ -209,9 +194,10 @@ def main() -> None:
         tell_memory(rows)
         if (most := max(row["workers"] for row in rows)) > target["gpus"]:
             print(f"does not fit: a run wants {most} GPUs at once (train.workers), and there are {target['gpus']}")
+        engines = " or ".join(sorted({HELD[spread.engine] for spread in spreads.values()}))
         print(
-            "as the code trains today, weights are replicated on every GPU of a run, and a run uses train.workers of them; "
-            "times of runs that do not fit are what they would take if they did"
+            f"a run uses train.workers GPUs, and each {engines} (parallel.engine); exchange is not in these times "
+            "(`scale.csv` has it), and those of runs that do not fit are what they would take if they did"
         )
 
 

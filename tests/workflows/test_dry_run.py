@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from evals.access.partition import by_dimension
+from evals.access.partition import Lookup, by_dimension
 from evals.decode.roofline import load
 from evals.records import schema
 from models.count import entries
 from workflows import dry_run
-from workflows.dry_run import Sized
+from workflows.memory import Sized, sharded_bytes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_every_parameter_is_counted_once(ultramem):
     assert ultramem.tables + ultramem.experts + ultramem.dense == cost.params
     assert ultramem.tables == 3 * 1100**2 * 512
     assert ultramem.addresses >= 3 * 4 * 4 * 1100**2  # a shuffle of 32 bits a cell in each memory
-    assert ultramem.ask == dry_run.Lookup(84, 512, 2, 4)
+    assert ultramem.ask == Lookup(84, 512, 2, 4)
     mixture = Sized(entries()["MoE-151M-2in32"].model)
     assert mixture.experts == 12 * 32 * 2 * 1024 * 2528
 
@@ -43,12 +43,12 @@ def test_the_largest_models_have_the_papers_totals():
 
 
 def test_what_is_replicated_stays_and_what_is_parted_shrinks(ultramem):
-    few, many = (dry_run.memory(ultramem, "pooled", workers, 1024) for workers in (8, 16))
+    few, many = (sharded_bytes(ultramem, "pooled", workers, 1024, dry_run.ENGINE) for workers in (8, 16))
     for kind in ("parameters_gb", "gradients_gb", "moments_gb"):
         assert many[kind] == few[kind] / 2
     assert few["moments_gb"] == 2 * few["parameters_gb"] == 8 * ultramem.cfg.cost().params / 8
     assert many["activations_gb"] == few["activations_gb"]
-    assert dry_run.memory(ultramem, "pooled", 8, 2048)["activations_gb"] == 2 * few["activations_gb"]
+    assert sharded_bytes(ultramem, "pooled", 8, 2048, dry_run.ENGINE)["activations_gb"] == 2 * few["activations_gb"]
 
 
 def test_traffic_is_that_of_every_memory_layer(ultramem):
