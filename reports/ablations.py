@@ -9,10 +9,11 @@ from reports import figures, published
 from reports.contrast import by_seed, contrast, runs_of
 from reports.equivalents import of_chain
 from reports.page import Cell, Missing, Picture, Results, Table, kinds, number
+from reports.rates import CHAIN as RATES
 from reports.style import WIDE, Panel, interval
 
 CONTROLS = "controls"
-ELSEWHERE = (CONTROLS, "placebos")  # and the chains of diagnosis: each has a section of its own
+ELSEWHERE = (CONTROLS, RATES, "placebos")  # and the chains of diagnosis: each has a section of its own
 
 
 def ablations(results: Results) -> Iterator:

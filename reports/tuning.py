@@ -6,15 +6,17 @@ import pandas as pd
 
 from reports import figures
 from reports.page import Cell, Picture, Results, Table, Text, arch_cell, kinds, number, span
+from reports.rates import rates
 from reports.style import in_order, look
 
 TRANSFER = 1.5  # optima of two sizes that lie within this factor are called the same
 
 
 def tuning(results: Results) -> Iterator:
-    """Trials and winners, loss against the rate, and the whole sweep."""
+    """Trials and winners, loss against the rate, whether rates hold with all tokens, and the whole sweep."""
     if "tuning" not in results:
         yield results.missing("tuning")
+        yield from rates(results)
         return
     frame = results["tuning"]
     done = results.runs[results.runs["run"].isin(frame["run"])]
@@ -36,6 +38,7 @@ def tuning(results: Results) -> Iterator:
         )
         yield Picture("tuning.csv", caption, context, panels, in_order(frame["arch"]), badges)
     yield _winners(results, frame, best, context, badges)
+    yield from rates(results)
     order = {arch: place for place, arch in enumerate(in_order(frame["arch"]))}
     frame = frame.assign(place=frame["arch"].map(order)).sort_values(["place", "d_model", "val_loss"])
     names = ["arch", "size", "lr", "weight_decay", "value_lr_multiplier", "init", "seed"]
@@ -44,7 +47,7 @@ def tuning(results: Results) -> Iterator:
     yield Table("tuning.csv", "The sweep, best first.", context, *listing, badges, searchable=True, tall=True)
 
 
-def rates(frame: pd.DataFrame) -> pd.DataFrame:
+def lowest(frame: pd.DataFrame) -> pd.DataFrame:
     """Lowest validation loss at each rate of each architecture and size, over the other settings; seeds are averaged."""
     cell = ["arch", "size", "d_model", "lr", "setting"]
     means = frame[frame["val_loss"].notna()].groupby(cell, as_index=False, dropna=False)
@@ -54,13 +57,13 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def optima(frame: pd.DataFrame) -> pd.DataFrame:
     """The best rate of each architecture and size, and whether it lies on an edge of what was tried."""
-    best = rates(frame).drop_duplicates(["arch", "size"])
+    best = lowest(frame).drop_duplicates(["arch", "size"])
     edge = frame.groupby(["arch", "size"])["edge"].any()
     return best.assign(edge=[bool(edge[key]) for key in zip(best["arch"], best["size"], strict=True)])
 
 
 def _panels(results: Results, frame: pd.DataFrame, best: pd.DataFrame) -> Iterator:
-    points = results.linked(rates(frame))
+    points = results.linked(lowest(frame))
     for place, arch in enumerate(in_order(points["arch"])):
         here, marks = points[points["arch"] == arch].sort_values("d_model"), best[best["arch"] == arch]
         words = {"title": look(arch).label, "x_label": "peak learning rate", "y_label": "validation loss (nats/token)"}

@@ -14,9 +14,9 @@ from pathlib import Path
 from evals.records import errors, options, schema
 from evals.records.errors import UserError
 from evals.records.store import row_of
+from evals.stats.seeds import TIE
 
 PER_RUN = ("runs", "train", "health")
-TIE = 0.02  # nats; of one seed's noise: tuned settings this close to the lowest loss are not told apart
 
 
 def read_grid(results: Path) -> dict:

@@ -16,6 +16,7 @@ from scipy import stats as distributions
 
 from evals.stats.intervals import Interval, finite, t_interval
 
+TIE = 0.02  # nats; of one seed's noise: tuned settings whose losses are this close are not told apart
 MIN_PAIRED = 2  # degrees of freedom below which the paired variance is not used
 
 
