@@ -73,7 +73,8 @@ rule questions:
 
 
 # New facts for trained models, and what each way to teach them makes a model forget: at the size that has the most seeds of all
-# these architectures, of those the largest. A job for each architecture; rates are chosen on its first seed.
+# these architectures, of those at the one that was tuned, or the largest. A job for each architecture; rates are chosen on its
+# first seed.
 TAUGHT = [
     arch
     for arch in ("dense", "moe8", "ultramem", "ultramem_v2")
@@ -90,10 +91,12 @@ def seeds_of(arch, size):
     }
 
 
+TUNED_SIZE = GRID["tuning"][0]["size"] if GRID["tuning"] else None
 TAUGHT_SIZE = max(
     {GRID["runs"][run]["size"] for run in GRID["grid"]},
     key=lambda size: (
         min((len(seeds_of(arch, size)) for arch in TAUGHT), default=0),
+        size == TUNED_SIZE,
         cost_of(size),
     ),
 )
