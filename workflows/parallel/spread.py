@@ -112,10 +112,13 @@ class Spreading:
         SpreadExperts(moe, self.dtype)
 
     def recompute(self) -> None:
-        """Activations of attention, FFN and memory layers are not kept but made again when their gradients are taken."""
+        """Activations of attention, FFN and memory layers are not kept but made again when their gradients are taken.
+
+        Kernels of experts ask for what they saved twice, which only the re-entrant kind allows.
+        """
         layers = [layer for block in self.model.blocks for layer in (block.attention, block.ffn)]
         for layer in (*layers, *self.model.memories):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=isinstance(layer, MoE))
 
     def shard_rest(self) -> None:
         bf16 = torch.bfloat16 if self.setting.gather == "bf16" else None
