@@ -25,7 +25,7 @@ def test_sweep_is_what_the_config_says():
 
 @pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
 def test_recipe_is_the_winner_and_lies_inside_the_sweep(arch):
-    """The lowest rate within 0.02 nats of the lowest loss, and its best setting; if replaced, the chain `rates` has it still."""
+    """The lowest rate within 0.02 nats of the lowest loss, and its best setting; a replaced one is in the chain rates."""
     rows = TUNED[TUNED.arch == arch]
     equals = rows[rows.val_loss <= rows.val_loss.min() + 0.02]
     best = json.loads(equals.sort_values(["lr", "val_loss"]).iloc[0].setting)
