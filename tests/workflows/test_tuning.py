@@ -7,11 +7,14 @@ from repository import ROOT
 
 from evals.records import schema
 from evals.records.errors import UserError
+from evals.stats.seeds import TIE
 from workflows import chains, presets
 
 SWEEP = schema.read(ROOT / "results/reference/tuning.csv", "tuning")
 PRESET = presets.load_preset("cpu")
 TUNED = SWEEP[SWEEP["size"] == PRESET.tuning_size]
+# Of recipes that another replaced (chain `rates`): what is undone to have the tuned one.
+FIRST = {step.arch: step for step in chains.load_chains()["rates"].steps if step.id.endswith("-first")}
 
 
 def test_sweep_is_what_the_config_says():
@@ -31,10 +34,23 @@ def test_recipe_is_the_winner_and_lies_inside_the_sweep(arch):
     best = json.loads(equals.sort_values(["lr", "val_loss"]).iloc[0].setting)
     recipe = dict(PRESET.recipes[arch])
     fields = recipe.pop("arch", {})
-    first = {step.arch: step.set for step in chains.load_chains()["rates"].steps if step.id.endswith("-first")}
-    assert {f"train.{key}": value for key, value in recipe.items()} | fields | first.get(arch, {}) == best
+    first = FIRST[arch].set if arch in FIRST else {}
+    assert {f"train.{key}": value for key, value in recipe.items()} | fields | first == best
     assert rows[rows.chosen].setting.tolist() == [json.dumps(best)]
     assert not rows.edge.any(), "the best setting is on an edge of the sweep: widen it"
+
+
+@pytest.mark.parametrize("arch", sorted(PRESET.grid.archs))
+def test_a_recipe_is_replaced_where_more_tokens_want_another(arch):
+    """By more than tuning's tie, of validation loss with one seed: neither without that reason, nor in spite of it."""
+    arms = schema.read(ROOT / "results/reference/arms.csv", "arms").query("chain == 'rates'")
+    runs = schema.read(ROOT / "results/reference/runs.csv", "runs").set_index("run")
+    losses = dict(zip(arms["step"], runs.loc[arms["run"], "val_loss"], strict=True))
+    name = arch.replace("ultramem_v2", "v2")
+    beside = [losses[step] for step in losses if step.startswith(f"{name}-") and not step.endswith("-first")]
+    assert min(beside) > losses[arch] - TIE, "another setting is better: replace the recipe"
+    if arch in FIRST:
+        assert losses[f"{name}-first"] > losses[arch] + TIE
 
 
 @pytest.mark.parametrize("arch", sorted(set(SWEEP.arch)))
