@@ -1,4 +1,4 @@
-"""Test losses against each other: differences paired by seed, and what one seed is worth."""
+"""Losses against each other: differences paired by seed, and what one seed is worth."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ from evals.stats.pairs import apart
 from reports.page import Results
 
 
-def by_seed(runs: pd.DataFrame) -> dict[int, float]:
-    """Test loss of finished runs, keyed by seed."""
-    runs = runs[runs["test_loss"].notna()]
-    return dict(zip(runs["seed"], runs["test_loss"], strict=True))
+def by_seed(runs: pd.DataFrame, loss: str = "test_loss") -> dict[int, float]:
+    """Loss of finished runs, keyed by seed."""
+    runs = runs[runs[loss].notna()]
+    return dict(zip(runs["seed"], runs[loss], strict=True))
 
 
 def seed_noise(results: Results) -> stats.Noise | None:
@@ -22,12 +22,12 @@ def seed_noise(results: Results) -> stats.Noise | None:
     return stats.noise(pd.DataFrame(cells | {"value": grid["test_loss"]}))
 
 
-def contrast(results: Results, left: pd.DataFrame, right: pd.DataFrame) -> stats.Interval | None:
-    """Test loss of some runs minus that of others, with the t interval of the seeds they share.
+def contrast(results: Results, left: pd.DataFrame, right: pd.DataFrame, loss: str = "test_loss") -> stats.Interval | None:
+    """Loss of some runs minus that of others, with the t interval of the seeds they share.
 
     Of one seed the interval is that of the comparison's pooled seed noise, if it has any; None if a side has no loss.
     """
-    one, other = by_seed(left), by_seed(right)
+    one, other = by_seed(left, loss), by_seed(right, loss)
     if not one or not other:
         return None
     found = stats.difference(one, other)

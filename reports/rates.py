@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from evals.stats import Interval
-from evals.stats.pairs import apart
 from evals.stats.seeds import TIE
-from reports.contrast import seed_noise
+from reports.contrast import contrast
 from reports.page import Cell, Results, Table, arch_cell, kinds, number
 from reports.style import in_order, interval, look
 
@@ -31,16 +30,12 @@ class Tried:
         return self.change is not None and self.change.value < -TIE
 
 
-def by_seed(runs: pd.DataFrame) -> dict[int, float]:
-    return dict(zip(runs["seed"], runs["val_loss"], strict=True))
-
-
 def tried(results: Results) -> list[Tried]:
     """Every architecture with the recipe in use, then with each other one, of those that have a loss with the first."""
     if "arms" not in results:
         return []
     arms = results["arms"][results["arms"]["chain"] == CHAIN].merge(results.runs[["run", "arch", "seed", "val_loss"]], on="run")
-    arms, found, noise = arms[arms["val_loss"].notna()], [], seed_noise(results)
+    arms, found = arms[arms["val_loss"].notna()], []
     for arch in in_order(arms["arch"]):
         here = arms[arms["arch"] == arch].sort_values("order", kind="stable")
         used = here[here["set"] == "{}"]
@@ -48,9 +43,7 @@ def tried(results: Results) -> list[Tried]:
             continue
         found.append(Tried(arch, "in use", used["lr"].iloc[0], used, None))
         for label, runs in here[here["set"] != "{}"].groupby("label", sort=False):
-            seeds = sorted(set(runs["seed"]) & set(used["seed"]))
-            shared = (by_seed(side[side["seed"].isin(seeds)]) for side in (runs, used))
-            found.append(Tried(arch, label, runs["lr"].iloc[0], runs, apart(*shared, noise) if seeds else None))
+            found.append(Tried(arch, label, runs["lr"].iloc[0], runs, contrast(results, runs, used, "val_loss")))
     return found
 
 
