@@ -106,7 +106,7 @@ def rows(devices: dict[str, Device], named: dict[str, ModelConfig]) -> Iterator[
                     "partition": way,
                     "tokens": STEP_TOKENS,
                     "micro_tokens": micro,
-                    **{kind: size / 1e9 for kind, size in held.items()},
+                    **{f"{kind}_gb": size / 1e9 for kind, size in held.items()},
                     "memory_gb": sum(held.values()) / 1e9,
                     "device_gb": device.memory / 1e9,
                     "fits": "fits" if fits else "does not fit",

@@ -118,17 +118,16 @@ def sharded_bytes(model: Sized, partition: str, workers: int, micro: int, spread
     ends = cfg.vocab_size * width
     blocks = 2 * low * (model.dense - ends) / layers  # this one and the next
     return {
-        "parameters_gb": 4 * share,
-        "gradients_gb": 4 * share,
-        "moments_gb": 8 * share,
-        "activations_gb": activations,
-        "buffers_gb": blocks + low * ends + exchanged + model.addresses,
+        "parameters": 4 * share,
+        "gradients": 4 * share,
+        "moments": 8 * share,
+        "activations": activations,
+        "buffers": blocks + low * ends + exchanged + model.addresses,
     }
 
 
-def training_bytes(run: RunConfig, spread: Parallel) -> float:
-    """Memory of one worker of a run while it trains: estimated, in bytes."""
+def training_bytes(run: RunConfig, spread: Parallel, model: Sized) -> float:
+    """Memory of one worker of a run while it trains, in bytes; `model` is the run's, sized once for all runs that have it."""
     if spread.engine == "replicated":
         return replicated_bytes(run)
-    model = Sized(run.model)
     return sum(sharded_bytes(model, model.partition(spread), run.train.workers, micro_tokens(run), spread).values())

@@ -25,7 +25,7 @@ from models.match import flops
 from workflows.forecast import spoken
 from workflows.gather import read_grid
 from workflows.grid import plan_target
-from workflows.memory import USABLE, training_bytes
+from workflows.memory import USABLE, Sized, training_bytes
 from workflows.parallel.settings import Parallel
 from workflows.presets import load_preset
 from workflows.resolve import resolve
@@ -125,11 +125,11 @@ def predict_for(runs: dict[str, RunConfig], device: Device, spreads: dict[str, P
     Raises:
         UserError: a run in float32, for which the table has no peak.
     """
-    rows = []
+    rows, sized = [], {}
     for name, run in runs.items():
         if run.train.precision != "bf16":
             raise UserError(f"{run.run} trains in {run.train.precision}, and gpus.yaml has peaks of bf16 only; plan with bf16")
-        memory = training_bytes(run, spreads[name])
+        memory = training_bytes(run, spreads[name], sized.setdefault(repr(run.model), Sized(run.model)))
         rate = device.flops * device.training_utilisation
         rows.append(
             row_of(run, rate, device.training_source, device.name)

@@ -44,11 +44,11 @@ def test_the_largest_models_have_the_papers_totals():
 
 def test_what_is_replicated_stays_and_what_is_parted_shrinks(ultramem):
     few, many = (sharded_bytes(ultramem, "pooled", workers, 1024, dry_run.ENGINE) for workers in (8, 16))
-    for kind in ("parameters_gb", "gradients_gb", "moments_gb"):
+    for kind in ("parameters", "gradients", "moments"):
         assert many[kind] == few[kind] / 2
-    assert few["moments_gb"] == 2 * few["parameters_gb"] == 8 * ultramem.cfg.cost().params / 8
-    assert many["activations_gb"] == few["activations_gb"]
-    assert sharded_bytes(ultramem, "pooled", 8, 2048, dry_run.ENGINE)["activations_gb"] == 2 * few["activations_gb"]
+    assert few["moments"] == 2 * few["parameters"] == 8 * ultramem.cfg.cost().params / 8
+    assert many["activations"] == few["activations"]
+    assert sharded_bytes(ultramem, "pooled", 8, 2048, dry_run.ENGINE)["activations"] == 2 * few["activations"]
 
 
 def test_traffic_is_that_of_every_memory_layer(ultramem):

@@ -72,21 +72,22 @@ def test_in_parts_a_worker_holds_its_share(trained, arch):
     model, workers = memory.Sized(trained[f"{arch}-xs-s0"].model), 4
     way = model.partition(PARTS)
     held = memory.sharded_bytes(model, way, workers, 64, PARTS)
-    assert sum(held[f"{kind}_gb"] for kind in ("parameters", "gradients", "moments")) == 16 * model.cfg.cost().params / workers
-    kept = memory.sharded_bytes(model, way, workers, 64, dataclasses.replace(PARTS, recompute=False))["activations_gb"]
+    assert sum(held[kind] for kind in ("parameters", "gradients", "moments")) == 16 * model.cfg.cost().params / workers
+    kept = memory.sharded_bytes(model, way, workers, 64, dataclasses.replace(PARTS, recompute=False))["activations"]
     assert kept > (model.cfg.n_layers - 1) * memory.ACTIVATION_BYTES * 64 * model.cfg.d_model
-    assert held["activations_gb"] < 0.8 * kept
-    wide = memory.sharded_bytes(model, way, workers, 64, dataclasses.replace(PARTS, gather="fp32"))["buffers_gb"]
-    assert wide > held["buffers_gb"]
+    assert held["activations"] < 0.8 * kept
+    wide = memory.sharded_bytes(model, way, workers, 64, dataclasses.replace(PARTS, gather="fp32"))["buffers"]
+    assert wide > held["buffers"]
 
 
 def test_a_run_is_planned_by_the_engine_that_trains_it(trained):
     run = trained["ultramem-xs-s0"]
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, workers=2, micro_batch=1))
-    whole, parts = (memory.training_bytes(run, spread) for spread in (Parallel(), PARTS))
+    model = memory.Sized(run.model)
+    whole, parts = (memory.training_bytes(run, spread, model) for spread in (Parallel(), PARTS))
     assert whole == memory.replicated_bytes(run) > parts
-    by_rows = memory.training_bytes(run, dataclasses.replace(PARTS, values="number"))
-    by_columns = memory.training_bytes(run, dataclasses.replace(PARTS, values="dimension"))
+    by_rows = memory.training_bytes(run, dataclasses.replace(PARTS, values="number"), model)
+    by_columns = memory.training_bytes(run, dataclasses.replace(PARTS, values="dimension"), model)
     assert by_rows != by_columns
 
 
