@@ -18,9 +18,8 @@ os.environ["PYTHONPATH"] = workflow.basedir
 from evals.records.errors import UserError
 from workflows import events
 from workflows.corpus import pins_read
-from workflows.grid import load_grid
+from workflows.grid import load_grid, plan_target
 from workflows.parallel.settings import Parallel
-from workflows.presets import plan_target
 from evals.records.provenance import sha, stage_source
 
 try:

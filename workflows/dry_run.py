@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evals.access.partition import WAYS, experts
 from evals.decode.roofline import Device, load
+from evals.decode.settings import GPUS
 from evals.records import errors, options, schema
 from models.count import entries
 from models.match import MatchRule, solve
@@ -24,7 +25,6 @@ from models.transformer import ModelConfig
 from models.ultramem_v2 import UltraMemV2Config
 from workflows.memory import USABLE, Sized, sharded_bytes
 from workflows.parallel.settings import Parallel
-from workflows.presets import GPUS
 
 WORKERS = (8, 16, 32, 64, 128, 256, 512)
 STEP_TOKENS = 2048 * 2048  # P1 table 4; P2 does not say of its own models

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evals.decode.settings import GPUS
 from evals.records.errors import UserError
 from evals.records.provenance import ROOT, fingerprint, sha
 from evals.records.store import working_folder
 from models import ARCHS, arch_module
 from workflows.chains import load_chains
-from workflows.presets import CONFIGS, TARGET, load_preset, plan_target
+from workflows.presets import CONFIGS, load_preset, read_yaml
 
 DEFAULT_PRESET = "cpu"
+TARGET = {"gpu": str, "gpus": int}
 
 
 def grid_key(overrides: dict[str, Any]) -> str:
@@ -34,6 +36,25 @@ def gpu_count() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def plan_target(config: dict[str, Any]) -> dict[str, Any]:
+    """{"gpu", "gpus"} that --config plans for, empty where it names none; no other target than `plan` takes them.
+
+    Raises:
+        UserError: an unknown GPU, a number of them out of 1..100000, or a number without a name.
+    """
+    target = {key: value for key, value in config.items() if key in TARGET}
+    known = sorted(read_yaml(GPUS)["devices"])
+    if not target:
+        return {}
+    if target.get("gpu") not in known:
+        named = f"{str(target['gpu'])[:40]!r} is not one of" if "gpu" in target else "gpus needs a name as well, one of"
+        raise UserError(f"--config gpu: {named} {', '.join(known)}; as in --config gpu={known[-1]} gpus=64")
+    gpus = target.get("gpus", 1)
+    if not isinstance(gpus, int) or isinstance(gpus, bool) or not 1 <= gpus <= 100_000:
+        raise UserError(f"--config gpus: expected a whole number from 1 to 100000, found {str(gpus)[:40]!r}")
+    return {"gpu": target["gpu"], "gpus": gpus}
 
 
 def load_grid(config: dict[str, Any], results: Path) -> dict[str, Any]:

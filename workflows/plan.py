@@ -24,9 +24,10 @@ from evals.records.runs import RunConfig, load_run
 from models.match import flops
 from workflows.forecast import spoken
 from workflows.gather import read_grid
+from workflows.grid import plan_target
 from workflows.memory import USABLE, training_bytes
 from workflows.parallel.settings import Parallel
-from workflows.presets import load_preset, plan_target
+from workflows.presets import load_preset
 from workflows.resolve import resolve
 from workflows.speed import our_step
 

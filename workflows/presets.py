@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from evals.decode.settings import GPUS, Latency
+from evals.decode.settings import Latency
 from evals.offload.settings import Offload
 from evals.records import strict
 from evals.records.errors import UserError
@@ -280,25 +280,3 @@ def override(key: str, value: Any) -> Any:
     if hint is bool and isinstance(value, str):
         value = {"true": True, "false": False}.get(value.lower(), value)
     return strict.convert(hint, value, where)
-
-
-TARGET = {"gpu": str, "gpus": int}
-
-
-def plan_target(config: dict[str, Any]) -> dict[str, Any]:
-    """{"gpu", "gpus"} that --config plans for, empty where it names none; no other target than `plan` takes them.
-
-    Raises:
-        UserError: an unknown GPU, a number of them out of 1..100000, or a number without a name.
-    """
-    target = {key: value for key, value in config.items() if key in TARGET}
-    known = sorted(read_yaml(GPUS)["devices"])
-    if not target:
-        return {}
-    if target.get("gpu") not in known:
-        named = f"{str(target['gpu'])[:40]!r} is not one of" if "gpu" in target else "gpus needs a name as well, one of"
-        raise UserError(f"--config gpu: {named} {', '.join(known)}; as in --config gpu={known[-1]} gpus=64")
-    gpus = target.get("gpus", 1)
-    if not isinstance(gpus, int) or isinstance(gpus, bool) or not 1 <= gpus <= 100_000:
-        raise UserError(f"--config gpus: expected a whole number from 1 to 100000, found {str(gpus)[:40]!r}")
-    return {"gpu": target["gpu"], "gpus": gpus}

@@ -12,9 +12,8 @@ from evals.records import runs, schema
 from evals.records.errors import UserError
 from reports.page import Results
 from workflows import gather, plan, resolve
-from workflows.grid import grid_key, load_grid
+from workflows.grid import grid_key, load_grid, plan_target
 from workflows.parallel.settings import Parallel
-from workflows.presets import plan_target
 
 
 @pytest.fixture(scope="module")
