@@ -13,7 +13,7 @@ from evals.records.runs import build_arch, plain
 from models.match import MatchRule, solve_sizes
 from models.transformer import ModelConfig
 from workflows.chains import Chain, Step, Tuning
-from workflows.matched import Matched, recipe, width_share
+from workflows.matched import Matched, recipe, width_share, with_decay_of
 from workflows.presets import Preset, merge
 
 RELATIVE = re.compile(r"x(?P<times>[\d.]+)|grid(?::(?P<arch>\w+))?")
@@ -130,6 +130,8 @@ def resolve_arm(preset: Preset, group: Matched, size: str, chain: Chain, deltas:
         model, train, rule = apply(*before, step.set, f"{where}, step {step.id}", group.models, arch)
         if i and not step.arch and (model, train, rule) == before:
             raise UserError(f"{where}, step {step.id}: {step.set} is the case already, so this delta changes nothing")
+    if preset.decay_tokens:
+        train = with_decay_of(train, recipe(preset, arch, size).tokens)
     keep = {knob for knob in ("width_knob", "size_knob") if knob.split("_")[0] not in chain.knobs}
     target_params = group.params * rule.sparse_ratio / group.rule.sparse_ratio
     target_flops = group.flops * rule.flops_ratio / group.rule.flops_ratio

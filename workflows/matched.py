@@ -55,7 +55,13 @@ def recipe(preset: Preset, arch: str, size: str) -> Train:
     own = {k: v for k, v in preset.recipes.get(arch, {}).items() if k != "arch"}
     data = merge(merge(preset.train, own), preset.sizes[size].train)
     train = strict.build(Train, data, f"preset {preset.name}: train of {arch} at {size}")
-    return dataclasses.replace(train, tokens=round(train.tokens * preset.sizes[size].token_scale))
+    train = dataclasses.replace(train, tokens=round(train.tokens * preset.sizes[size].token_scale))
+    return with_decay_of(train, preset.decay_tokens)
+
+
+def with_decay_of(train: Train, tokens: int) -> Train:
+    """The recipe with the weight decay that is for so many tokens carried over to its own; 0 leaves it."""
+    return dataclasses.replace(train, weight_decay=train.weight_decay * tokens / train.tokens) if tokens else train
 
 
 @dataclass

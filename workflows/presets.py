@@ -118,6 +118,8 @@ class Preset:
         parallel: fields of `Parallel`, at every size.
         beside: of `archs`, those that are matched to the level of the others and have no say in it, so that adding one moves
             nobody else's sizes.
+        decay_tokens: tokens that the recipes' weight decays are for; a run with other tokens has them in inverse proportion, so
+            that their time constant is the same share of a run (arXiv 2405.13698). 0 takes them as they are.
         base_width: d_model that learning rates were tuned at, from which muP carries them to other widths
             (`models.transformer.ModelConfig`); 0 takes them as they are.
         chains: ablation chains that the default target runs; all others run when asked for.
@@ -141,6 +143,7 @@ class Preset:
     grid: Grid
     train: dict[str, Any]
     beside: tuple[str, ...] = ()
+    decay_tokens: CountOrNone = 0
     base_width: CountOrNone = 0
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
