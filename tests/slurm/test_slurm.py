@@ -1,4 +1,5 @@
-"""Jobs of the profile on a real Slurm: two nodes train as one worker, a preempted job continues, a failed one names its log."""
+"""Jobs of the profile on a real Slurm: two nodes train as one worker, one that makes room or runs out of time continues, and a
+failed one names its log."""
 
 import json
 import shutil
@@ -17,7 +18,7 @@ from evals.records.store import working_folder
 # Long enough to be preempted in the middle.
 TINY = """
 extends: smoke
-about: one worker, and two on a node each
+about: one worker, two on a node each, and one with more to do
 gpu_jobs: true
 data: {vocab_size: 256}
 sizes:
@@ -25,7 +26,9 @@ sizes:
   two:
     {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}},
      train: {workers: 2}, parallel: {nodes: 2}}
-grid: {sizes: [one, two], archs: [dense], seeds: [0, 1]}
+  long:
+    {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}}, train: {tokens: 1310720}}
+grid: {sizes: [one, two, long], archs: [dense], seeds: [0, 1]}
 chain_size: one
 train:
   {tokens: 327680, batch_size: 16, seq_len: 128, precision: fp32, evaluate: 1, validation_tokens: 1024, checkpoint_s: 1000000}
@@ -69,9 +72,9 @@ def checkout(tmp_path_factory):
 
 def test_runs_of_a_cluster(slurm, python, checkout, tmp_path):
     runs = working_folder(checkout / "results", "tiny") / "runs"
-    two, broken = runs / "dense-two-s0", runs / "dense-one-s1"
+    two, long, broken = runs / "dense-two-s0", runs / "dense-long-s0", runs / "dense-one-s1"
     (broken / "checkpoint.safetensors").write_text("damaged")
-    targets = [str((run / "runs.csv").relative_to(checkout)) for run in (two, broken)]
+    targets = [str((run / "runs.csv").relative_to(checkout)) for run in (two, long, broken)]
     profile = ("--workflow-profile", "profiles/slurm", "--retries", "0", *HERE)
     env = slurm.env | {"OMP_NUM_THREADS": "1"}
     one = runs / "dense-one-s0"
@@ -84,16 +87,36 @@ def test_runs_of_a_cluster(slurm, python, checkout, tmp_path):
         command(one), cwd=checkout, env=ENV | {"PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL
     )
     try:
-        logs = checkout / ".snakemake/slurm_logs/rule_train_two"
 
-        def first() -> bool:
-            return any("dense-two-s0  step" in path.read_text() for path in logs.rglob("*.log"))
+        def first(size: str) -> bool:
+            logs = checkout / f".snakemake/slurm_logs/rule_train_{size}"
+            return any(f"dense-{size}-s0  step" in path.read_text() for path in logs.rglob("*.log"))
 
-        wait(lambda: first() or workflow.poll() is not None, "the first step", slurm, seconds=300)
-        assert first(), (tmp_path / "said").read_text()
+        def limited(minutes: int) -> bool:
+            """Not while the job is on its way back into the queue."""
+            jobs = [line.split() for line in slurm.ask("squeue", "--noheader", "--format", "%i %k").splitlines()]
+            (job,) = [number for number, rule in jobs if "train_long" in rule]
+            slurm.try_ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+            return slurm.ask("squeue", "--noheader", "--jobs", job, "--format", "%l").endswith(f"{minutes}:00")
+
+        def saved() -> int:
+            checkpoint = long / "checkpoint.safetensors"
+            return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+        def both() -> bool:
+            return first("two") and first("long")
+
+        wait(lambda: both() or workflow.poll() is not None, "the first step", slurm, seconds=300)
+        assert both(), (tmp_path / "said").read_text()
         slurm.ask(
             "sbatch", "--partition", "urgent", "--nodes", "2", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1"
         )
+        wait(saved, "a checkpoint", slurm)
+        before = saved()
+        # Less than the five minutes that the signal comes ahead.
+        wait(lambda: limited(4), "a limit of four minutes", slurm)
+        wait(lambda: saved() != before, "another checkpoint", slurm, seconds=150)
+        wait(lambda: limited(50), "a limit of fifty minutes", slurm)
         assert undisturbed.wait(timeout=300) == 0
         assert workflow.wait(timeout=300) == 1  # of the broken run
     finally:
@@ -105,6 +128,7 @@ def test_runs_of_a_cluster(slurm, python, checkout, tmp_path):
     a, b = (pd.read_csv(run / "train.csv") for run in (one, two))
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
     assert pd.read_csv(two / "runs.csv").resumed.item() == 1, log + told
+    assert pd.read_csv(long / "runs.csv").resumed.item() == 2, (checkout / "results/tiny/logs/dense-long-s0.log").read_text()
 
     assert "results/tiny/logs/dense-one-s1.log" in told
     assert "checkpoint" in (checkout / "results/tiny/logs/dense-one-s1.log").read_text()
