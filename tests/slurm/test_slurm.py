@@ -1,5 +1,8 @@
-"""Jobs of the profile on a real Slurm: two nodes train as one worker, one that makes room or runs out of time continues, and a
-failed one names its log."""
+"""Jobs of the profile on a real Slurm.
+
+A run that two nodes share trains as one worker's does, one that makes room or runs out of time continues, and one that fails
+names its log.
+"""
 
 import json
 import shutil
@@ -18,14 +21,14 @@ from evals.records.store import working_folder
 # Long enough to be preempted in the middle.
 TINY = """
 extends: smoke
-about: one worker, two on a node each, and one with more to do
+about: one worker, two that share the model on a node each, and one with more to do
 gpu_jobs: true
 data: {vocab_size: 256}
 sizes:
   one: {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}}}
   two:
     {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}},
-     train: {workers: 2}, parallel: {nodes: 2}}
+     train: {workers: 2}, parallel: {nodes: 2, engine: sharded}}
   long:
     {d_model: 32, n_layers: 4, n_heads: 2, archs: {ultramem: {placement: ["0:1"]}}, train: {tokens: 1310720}}
 grid: {sizes: [one, two, long], archs: [dense], seeds: [0, 1]}
