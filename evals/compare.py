@@ -2,6 +2,7 @@
 
     python -m evals.compare results/cpu results/reference --out results/cpu/compare
     python -m evals.compare --rerun 3 results/reference
+    python -m evals.compare --rerun 1 --vouch "gradients have one home" results/reference
 
 Rows are matched by their key. What both folders hold is compared, each column by the rule of its kind:
 
@@ -25,6 +26,7 @@ shared model was shown to agree. A score that its items cannot decide is counted
 
 With `--rerun N` one folder is enough, results/reference if none is named: N of its committed runs, drawn at random, are trained
 again here, and each agrees to the last digit, or on another build within what a seed does, or not (`evals.agreement.rerun`).
+With `--vouch REASON` it is N of each source that is not the code's; where all are equal, its runs stand for the code's.
 
 Exit status: 0 reproduced, 1 not, 2 a folder that cannot be used.
 """
@@ -42,7 +44,7 @@ import pandas as pd
 
 from evals.agreement.equivalence import MARGIN, equivalent_losses, equivalent_scores
 from evals.agreement.findings import FINAL, TIGHT, Finding, equal, finding, near, one_side, text
-from evals.agreement.rerun import rerun
+from evals.agreement.rerun import rerun, vouch
 from evals.agreement.told import page, reproduced, summary
 from evals.claims.evidence.scores import SCORES
 from evals.records import options, schema
@@ -86,7 +88,7 @@ KEYS = {
 }
 # What follows from other tables, times and predictions of one machine, and which commit made what.
 UNCOMPARED = ("fits", "ranking", "equivalents", "questions", "where", "speed", "step", "growth", "cost", "plan", "provenance")
-UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss", "forgetting", "scale")
+UNCOMPARED += ("offload", "offload_disk", "offload_hits", "offload_loss", "forgetting", "scale", "same_source")
 UNCOMPARED += ("gpu_checks", "gpu_speed", "gpu_decode", "gpu_grid")
 # Modelled rows of a table that its stage writes beside the measured ones.
 BESIDE = {"latency": "latency_modelled"}
@@ -265,11 +267,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--margin", type=float, default=MARGIN, help="nats/token, other hardware (default: %(default)s)")
     parser.add_argument("--rerun", type=int, metavar="N", help="train N committed runs of A (results/reference) again")
     parser.add_argument("--seed", type=int, help="by which --rerun draws them; printed (default: another each time)")
+    parser.add_argument("--vouch", metavar="REASON", help="with --rerun: what has changed in the code, its losses aside")
     args = parser.parse_args(arguments)
     if args.rerun is not None:
         if args.b:
             raise UserError("--rerun takes one results folder, whose committed runs it trains again")
-        return rerun(args.a or Path("results/reference"), args.rerun, args.seed)
+        folder = args.a or Path("results/reference")
+        return vouch(folder, args.rerun, args.vouch) if args.vouch else rerun(folder, args.rerun, args.seed)
+    if args.vouch is not None:
+        raise UserError("--vouch goes with --rerun N, the runs of each source that are trained again")
     if not args.b:
         raise UserError("two results folders are compared: give another, such as results/reference")
     findings, names = compare(args.a, args.b, args.margin), (str(args.a), str(args.b))

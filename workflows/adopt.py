@@ -1,8 +1,9 @@
 """Takes over a finished run that is committed, if there is one: python -m workflows.adopt results/reference.run dense-d48-s0
 
-A run of the grid whose config, source and data are those of a run in `results/reference/runs` is that run, whatever it is
-called there: its tables are copied into the run's folder as they are, so runs.csv names the machine, the commit and the times
-of whoever trained it. There are no weights then: scores come along and stand as long as the code that made them does.
+A run of the grid whose config, source and data are those of a run in `results/reference/runs`, or whose source is known to give
+the same losses, is that run, whatever it is called there: its tables are copied into the run's folder as they are, so runs.csv
+names the machine, the commit and the times of whoever trained it. There are no weights then: scores come along and stand as
+long as the code that made them does.
 
 Exit status: 0 adopted, 1 there is no such run and it has to be trained; one line on stderr says which, and what differs.
 """
@@ -17,16 +18,19 @@ import yaml
 from evals.records import errors, options
 from evals.records.files import whole
 from evals.records.shards import load_shards
-from evals.records.store import HASHES, NAMES, Stored, restored, stored
+from evals.records.store import HASHES, NAMES, STORE, Stored, first_source, restored, same_sources, stored
 from workflows.gather import read_grid
 
-STORE = Path("results/reference/runs")
 
-
-def chosen(run: str, wanted: dict[str, str], runs: list[Stored]) -> tuple[Stored | None, str]:
+def chosen(run: str, wanted: dict[str, str], runs: list[Stored], same: dict[str, str]) -> tuple[Stored | None, str]:
     """Of the stored `runs` the one with all the hashes `wanted`, if any, and what is said of it; its namesake comes first."""
     runs = sorted(runs, key=lambda other: other.run != run)
-    differing = {id(other): [what for what in HASHES if other.hash(what) != wanted[what]] for other in runs}
+
+    def differs(other: Stored, what: str) -> bool:
+        a, b = other.hash(what), wanted[what]
+        return first_source(a, same) != first_source(b, same) if what == "source" else a != b
+
+    differing = {id(other): [what for what in HASHES if differs(other, what)] for other in runs}
     for other in runs:
         if not differing[id(other)]:
             row = other.row
@@ -48,10 +52,11 @@ def adopt(results: Path, run: str, store: Path) -> bool:
     grid, folder = read_grid(results), results / "runs" / run
     entry = grid["runs"][run]
     data = load_shards(Path(grid["data"])).meta["sha256"]["train.bin"][:12]
-    same, told = chosen(run, {"config": entry["sha"], "source": entry["source"], "data": data}, stored(store))
-    if same:
+    wanted = {"config": entry["sha"], "source": entry["source"], "data": data}
+    found, told = chosen(run, wanted, stored(store), same_sources(store))
+    if found:
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        files = restored(same, {name: config[name] for name in NAMES})
+        files = restored(found, {name: config[name] for name in NAMES})
         for stale in folder.iterdir():  # of other code or another config
             if stale.is_file() and stale.name not in ("config.yaml", ".lock"):
                 stale.unlink()
@@ -59,7 +64,7 @@ def adopt(results: Path, run: str, store: Path) -> bool:
             with whole(folder / name) as part:
                 part.write_bytes(content)
     print(told, file=sys.stderr)
-    return bool(same)
+    return bool(found)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from evals.records import errors, options
 from evals.records.errors import UserError
-from evals.records.store import stored
-from workflows.adopt import STORE
+from evals.records.store import STORE, first_source, same_sources, stored
 from workflows.gather import read_grid
 from workflows.presets import load_preset
 
@@ -96,8 +95,13 @@ def taken_over(jobs: list[Job], grid: dict, adopt: bool) -> set[str]:
     """Runs that a committed one will stand for; as far as config and code tell, before the data are there."""
     if not adopt:
         return set()
-    have = {(run.hash("config"), run.hash("source")) for run in stored(STORE)}
-    return {job.run for job in jobs if job.run and (grid["runs"][job.run]["sha"], grid["runs"][job.run]["source"]) in have}
+    same = same_sources(STORE)
+    have = {(run.hash("config"), first_source(run.hash("source"), same)) for run in stored(STORE)}
+
+    def there(run: dict) -> bool:
+        return (run["sha"], first_source(run["source"], same)) in have
+
+    return {job.run for job in jobs if job.run and there(grid["runs"][job.run])}
 
 
 def training_seconds(results: Path, names: list[str], within: float = CALIBRATION_S) -> dict[str, float]:

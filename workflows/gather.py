@@ -1,6 +1,7 @@
 """Joins the CSVs of finished runs into those of a preset: python -m workflows.gather results/cpu
 
-Only runs whose config and whose source are the grid's are taken; a run trained by an older one is left out and named.
+Only runs whose config and whose source are the grid's are taken, or a source that is known to give the same losses; a run
+trained by an older one is left out and named.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from evals.records import errors, options, schema
 from evals.records.errors import UserError
-from evals.records.store import row_of
+from evals.records.store import STORE, first_source, row_of, same_sources
 from evals.stats.seeds import TIE
 
 PER_RUN = ("runs", "train", "health")
@@ -33,7 +34,7 @@ def run_row(results: Path, run: str) -> dict[str, str]:
 
 def finished_runs(results: Path, grid: dict) -> list[str]:
     """Runs of the grid that are complete and were made by its config and its code, in the grid's order."""
-    taken = []
+    taken, same = [], same_sources(STORE)
     for run, entry in grid["runs"].items():
         folder = results / "runs" / run
         if not all((folder / f"{table}.csv").exists() for table in PER_RUN):
@@ -41,7 +42,7 @@ def finished_runs(results: Path, grid: dict) -> list[str]:
         row = run_row(results, run)
         if row["config_sha"] != entry["sha"]:
             print(f"left out {run}: it was trained with config {row['config_sha']}, the preset now says {entry['sha']}")
-        elif row["source_sha"] != entry["source"]:
+        elif first_source(row["source_sha"], same) != first_source(entry["source"], same):
             print(f"left out {run}: it was trained by source {row['source_sha']}, the code is now {entry['source']}")
         else:
             taken.append(run)

@@ -3,6 +3,9 @@
 A run that is trained again by the same build (device, torch and source) has to give every loss of its curve to the last digit.
 Elsewhere rounding differs, and training makes of that what it makes of another seed at most: the test loss may move as far as
 two seeds of a model do (`evals.stats.noise`, over the committed runs), or where no seed repeats, by the MARGIN of a comparison.
+
+Code that trains is edited without another number in mind. `vouch` trains committed runs again by the edited code; where every
+loss is equal to the last digit, the committed runs stand for those of the new source as well.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -26,10 +31,12 @@ from scipy import stats as distributions
 
 from evals import stats
 from evals.agreement.equivalence import LEVEL, MARGIN
+from evals.records import schema
 from evals.records.errors import UserError
-from evals.records.provenance import ROOT
+from evals.records.provenance import ROOT, training_source
 from evals.records.shards import load_shards
-from evals.records.store import Stored, row_of, stored
+from evals.records.store import SAME, Stored, first_source, row_of, same_sources, stored
+from models import arch_module
 
 BUILD = {"device": "device", "torch": "torch", "source": "source_sha"}
 LOSSES = ("val_loss", "test_loss")
@@ -38,11 +45,12 @@ EQUAL, NEAR, DIFFERENT = "equal", "near", "different"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one run: `status` is equal, near or different."""
+    """Of one run: `status` is equal, near or different; `losses` were found equal."""
 
     run: str
     status: str
     told: str
+    losses: int = 0
 
 
 def drawn(folder: Path, n: int, seed: int) -> list[Stored]:
@@ -100,12 +108,13 @@ def train(folder: Path) -> None:
         raise UserError(f"{folder.name} could not be trained again: {last.removeprefix('error: ')}")
 
 
-def again(run: Stored, folder: Path, allowed: float, trainer: Callable[[Path], None] = train) -> Verdict:
-    """Trains a stored run in `folder`, which is new, and compares."""
+def again(run: Stored, folder: Path, allowed: float, trainer: Callable[[Path], None] = train) -> tuple[Verdict, dict[str, str]]:
+    """Trains a stored run in `folder`, which is new, and compares; with the row that it gets."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_bytes(run.content("config.yaml") or b"")
     trainer(folder)
-    return verdict(run, row_of(folder), (folder / "train.csv").read_text(), allowed)
+    row = row_of(folder)
+    return verdict(run, row, (folder / "train.csv").read_text(), allowed), row
 
 
 def verdict(run: Stored, row: dict[str, str], curve: str, allowed: float) -> Verdict:
@@ -118,9 +127,8 @@ def verdict(run: Stored, row: dict[str, str], curve: str, allowed: float) -> Ver
     after = _curve(curve)
     same = before == after and all(row[column] == run.row[column] for column in LOSSES)
     if same:
-        return Verdict(
-            run.run, EQUAL, f"test loss {row['test_loss']} and all {len(after)} losses of the curve, to the last digit"
-        )
+        told = f"test loss {row['test_loss']} and all {len(after)} losses of the curve, to the last digit"
+        return Verdict(run.run, EQUAL, told, len(after))
     near = abs(gap) <= allowed
     moved += f": {'within' if near else 'beyond'} {allowed:.3g}"
     if others := [what for what, column in BUILD.items() if row[column] != run.row[column]]:
@@ -154,15 +162,75 @@ def rerun(folder: Path, n: int, seed: int | None) -> int:
     """
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     runs = drawn(folder, n, seed)
-    allowed, why = tolerance(stored(folder / "runs"), n)
     print(f"drawn with --seed {seed}: {', '.join(run.run for run in runs)}")
+    verdicts = [verdict for verdict, _ in trained_again(folder, runs)]
+    print(sentence(verdicts))
+    return int(any(v.status == DIFFERENT for v in verdicts))
+
+
+def trained_again(folder: Path, runs: list[Stored]) -> list[tuple[Verdict, dict[str, str]]]:
+    """Of each of `runs`, which lie in `folder/runs`, what it comes to and the row of its repetition; prints them as they end.
+
+    Raises:
+        UserError: the data is not here, or one cannot be trained.
+    """
+    allowed, why = tolerance(stored(folder / "runs"), len(runs))
     print(f"on another build a test loss may move by {allowed:.3g} nats/token: {why}", flush=True)
     for run in runs:
         ready(run)
-    verdicts = []
+    found = []
     with tempfile.TemporaryDirectory() as place:
         for run in runs:
-            verdicts.append(again(run, Path(place) / run.run, allowed, train))
-            print(f"{verdicts[-1].status}: {run.run}: {verdicts[-1].told}", flush=True)
-    print(sentence(verdicts))
-    return int(any(v.status == DIFFERENT for v in verdicts))
+            verdict, row = again(run, Path(place) / run.run, allowed, train)
+            print(f"{verdict.status}: {run.run}: {verdict.told}", flush=True)
+            found.append((verdict, row))
+    return found
+
+
+def vouch(folder: Path, n: int, reason: str) -> int:
+    """Trains `n` runs of every source in `folder` that is not known to train as the code here does; 0 where all are equal.
+
+    The first ones by name, or as many as there are. A source of which all are equal is noted in `runs/same_source.csv`, with
+    `reason`, which says what has changed.
+
+    Raises:
+        UserError: the data is not here, or a run cannot be trained.
+    """
+    store = folder / "runs"
+    same, waiting = same_sources(store), defaultdict(list)
+    for run in stored(store):
+        if first_source(run.hash("source"), same) != first_source(source_here(run), same):
+            waiting[run.hash("source")].append(run)
+    if not waiting:
+        print(f"every run in {store} is of a source that trains as the code here does")
+        return 0
+    trained = trained_again(folder, [run for runs in waiting.values() for run in runs[:n]])
+    rows = schema.read(store / f"{SAME}.csv", SAME).to_dict("records") if same else []
+    for source, runs in waiting.items():
+        repeated = [(verdict, row) for verdict, row in trained if verdict.run in {run.run for run in runs}]
+        verdicts, row = [verdict for verdict, _ in repeated], repeated[0][1]
+        if all(verdict.status == EQUAL for verdict in verdicts):
+            rows.append(
+                {
+                    "source": first_source(row["source_sha"], same),
+                    "same_as": first_source(source, same),
+                    "runs": " ".join(verdict.run for verdict in verdicts),
+                    "losses": sum(verdict.losses for verdict in verdicts),
+                    "device": row["device"],
+                    "torch": row["torch"],
+                    "commit": row["git_commit"],
+                    "date": f"{datetime.now(UTC):%Y-%m-%d}",
+                    "reason": reason,
+                }
+            )
+            same = {entry["source"]: entry["same_as"] for entry in rows}
+    if rows:
+        schema.write(store / f"{SAME}.csv", SAME, rows)
+    print(sentence([verdict for verdict, _ in trained]))
+    return int(any(verdict.status != EQUAL for verdict, _ in trained))
+
+
+def source_here(run: Stored) -> str:
+    """What the source of a run would be, were it trained here."""
+    name = yaml.safe_load(run.content("config.yaml") or b"")["model"]["arch"]["name"]
+    return training_source(arch_module(name))

@@ -2,6 +2,7 @@
 
 Three hashes in its runs.csv say what a run is: of its config, of the source that trained it, of its data. Whoever wants a run
 of the same three may take this one; `restored` gives back every file byte for byte, under whatever name the run has there.
+Another source that was seen to give the same losses (`evals.agreement.rerun.vouch`) counts as the same: `same_source.csv`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ FILES = (*NEEDED[:-1], *FURTHER, NEEDED[-1])
 PACKED = ("train.csv",)  # a line for each step
 HASHES = {"config": "config_sha", "source": "source_sha", "data": "data_sha"}
 NAMES = ("run", "preset", "arch", "size")  # what a run is called, by which its hash of the config does not go
+STORE = Path("results/reference/runs")
+SAME = "same_source"  # table beside the runs
 
 
 def working_folder(results: Path, name: str) -> Path:
@@ -88,6 +91,22 @@ def unpacked(name: str, content: bytes) -> bytes:
 def stored(store: Path) -> list[Stored]:
     """Every run in `store`, by name; none where there is no such folder."""
     return [Stored(path.parent, row_of(path.parent)) for path in sorted(store.glob("*/runs.csv"))]
+
+
+def same_sources(store: Path) -> dict[str, str]:
+    """Source -> the one before it that gave the same losses, as far as somebody looked."""
+    try:
+        with open(store / f"{SAME}.csv", newline="") as file:
+            return {row["source"]: row["same_as"] for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return {}
+
+
+def first_source(source: str, same: Mapping[str, str]) -> str:
+    """The first of the sources that are known to give the same losses as `source`, itself if none is."""
+    while source in same:
+        source = same[source]
+    return source
 
 
 def keep(folder: Path, store: Path, without: tuple[str, ...] = ()) -> list[str]:

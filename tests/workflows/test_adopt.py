@@ -8,7 +8,7 @@ from synthetic import row
 
 from evals.records import schema, store
 from evals.records.errors import UserError
-from workflows import adopt, presets, reference
+from workflows import adopt, forecast, gather, presets, reference
 from workflows.grid import load_grid
 
 SAME = {"config_sha": "c1", "source_sha": "s1"}
@@ -73,6 +73,28 @@ def test_a_run_that_has_another_name_there_gets_ours_and_nothing_else_changes(he
     expected = finished(tmp_path / "again/mine", data, preset="tiny")
     for table in ("runs", "train", "health", "evals", "access"):
         assert (results / f"runs/mine/{table}.csv").read_bytes() == (expected / f"{table}.csv").read_bytes(), table
+
+
+def test_a_source_that_trains_alike_is_the_same(here, tmp_path, capsys, monkeypatch):
+    results, kept, data = here
+    finished(results / "runs/mine", data, source_sha="s0")
+    store.keep(results / "runs/mine", kept)
+    pairs = {"s0": "first", "s1": "between", "between": "first", "s2": "s3"}
+    noted = [row("same_source", source=source, same_as=before) for source, before in pairs.items()]
+    schema.write(kept / "same_source.csv", "same_source", noted)
+    monkeypatch.setattr(gather, "STORE", kept)
+    monkeypatch.setattr(forecast, "STORE", kept)
+    grid, jobs = gather.read_grid(results), [forecast.Job(1, "train_d64", "train", "mine", [], [], [], {}, 0, "training", None)]
+    assert gather.finished_runs(results, grid) == ["mine"]
+    assert forecast.taken_over(jobs, grid, True) == {"mine"}
+    assert adopt.adopt(results, "mine", kept)
+    assert store.row_of(results / "runs/mine")["source_sha"] == "s0"  # who trained it stays known
+    grid["runs"]["mine"]["source"] = "s2"
+    (results / "grid.json").write_text(json.dumps(grid))
+    assert gather.finished_runs(results, grid) == []
+    assert forecast.taken_over(jobs, grid, True) == set()
+    assert not adopt.adopt(results, "mine", kept)
+    assert "another source (s0, here s2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

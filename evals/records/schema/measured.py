@@ -200,6 +200,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
         text("reason", "why it is kept although its producer has changed since; empty if it has not", False),
         text("reviewed", "fingerprint of the changed code that the reason is about; empty: it is stale and says so", False),
     ),
+    "same_source": (
+        text("source", "fingerprint of source that trains as the one before it did"),
+        text("same_as", "that one's, which stored runs have"),
+        text("runs", "that were trained again, every loss equal to the last digit"),
+        whole("losses", "", "compared"),
+        DEVICE,
+        text("torch", "version"),
+        text("commit", "of the code that trained them again; empty outside a checkout", False),
+        text("date", "day, ISO 8601"),
+        text("reason", "what has changed"),
+    ),
     "cost": (
         text("target", "stage or target of the workflow"),
         text("run", "run, or batch of runs, it was spent on, if one", False),

@@ -98,6 +98,53 @@ def test_a_curve_that_parts_on_the_same_build_differs_and_says_where(committed, 
     assert "from step 2 on, though device, torch and source are the same" in lines[2]
 
 
+@pytest.fixture
+def edited(monkeypatch):
+    """The code trains by source t now, the committed runs by s."""
+    monkeypatch.setattr(rerun, "source_here", lambda run: "t")
+
+
+def vouched(committed, capsys, n):
+    code = compare.main(["--rerun", str(n), "--vouch", "one home", str(committed)])
+    return code, capsys.readouterr().out.splitlines(), store.same_sources(committed / "runs")
+
+
+def test_a_source_whose_runs_come_out_equal_stands_for_the_new_one(committed, trainer, edited, capsys):
+    trainer(source_sha="t", git_commit="later")
+    code, lines, same = vouched(committed, capsys, 2)
+    assert (code, same) == (0, {"t": "s"})
+    assert lines[-1] == "reproduced: 2 of 2 runs agree (2 to the last digit)"
+    (noted,) = schema.read(committed / "runs/same_source.csv", "same_source").to_dict("records")
+    assert (noted["runs"], noted["losses"], noted["reason"]) == ("dense-s-s0 dense-s-s1", 8, "one home")
+    assert noted["commit"] == "later"
+    code, lines, same = vouched(committed, capsys, 2)
+    assert (code, same) == (0, {"t": "s"})
+    assert lines == [f"every run in {committed / 'runs'} is of a source that trains as the code here does"]
+
+
+def test_the_next_edit_is_told_by_the_first_source_and_a_way_back_is_none(committed, trainer, edited, capsys, monkeypatch):
+    trainer(source_sha="t")
+    vouched(committed, capsys, 1)
+    trainer(source_sha="u")
+    monkeypatch.setattr(rerun, "source_here", lambda run: "u")
+    code, _, same = vouched(committed, capsys, 1)
+    assert (code, same) == (0, {"t": "s", "u": "s"})
+    monkeypatch.setattr(rerun, "source_here", lambda run: "s")
+    assert vouched(committed, capsys, 1)[0] == 0
+    assert {store.first_source(source, same) for source in "stu"} == {"s"}
+
+
+@pytest.mark.parametrize("change", [{"at": 3}, {"test_loss": 1e-9}])
+def test_a_source_that_moves_a_loss_stands_for_nothing(committed, trainer, edited, capsys, change):
+    trainer(source_sha="t", **change)
+    code, lines, same = vouched(committed, capsys, 1)
+    assert (code, same) == (1, {})
+    assert lines[-2].startswith("near: ")
+    assert not (committed / "runs/same_source.csv").exists()
+    with pytest.raises(UserError, match="--vouch goes with --rerun"):
+        compare.main(["--vouch", "one home", str(committed)])
+
+
 def test_the_noise_is_that_of_two_runs_and_without_seeds_the_margin(committed):
     runs = store.stored(committed / "runs")
     allowed, _ = rerun.tolerance(runs, 1)

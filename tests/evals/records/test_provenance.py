@@ -182,7 +182,7 @@ OUTSIDE = {
     *("evals/records/schema/__main__.py", "kernels/aot.py", "models/parity.py"),
     *("models/export.py", "models/hub.py", "models/insert.py", "models/stored.py", "reports/poster.py"),
     *("workflows/events.py", "workflows/watch.py"),
-    *("workflows/launch.py", "workflows/reference.py", "workflows/start.py", "workflows/worker.py"),
+    *("workflows/adopt.py", "workflows/launch.py", "workflows/reference.py", "workflows/start.py", "workflows/worker.py"),
 }
 
 
