@@ -27,7 +27,7 @@ env: .venv/.installed
 	touch $@
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 5
 
 smoke:
 	$(MAKE) all PRESET=smoke
