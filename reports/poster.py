@@ -54,7 +54,7 @@ def poster(results: Results) -> Figure:
         def room(left: float, top: float, width: float, high: float):
             return figure.add_axes((left / WIDTH, 1 - (top + high) / height, width / WIDTH, high / height))
 
-        write(0.3, TITLE, fontsize=16.5, fontweight="bold")
+        write(0.3, TITLE, fontsize=16, fontweight="bold")
         top = 0.85
         for (topic, _), lines in zip(said, blocks, strict=True):
             write(top + 0.02, topic, fontweight="bold")

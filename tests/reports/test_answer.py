@@ -23,7 +23,7 @@ def test_the_largest_size_with_two_seeds_of_each_is_ranked(tmp_path):
     told = said(tmp_path, losses({"moe8": -0.1, "ultramem": -0.3}, {"d256": 1}))["Loss"]
     mean = 5.0 - 2 - 0.3 + sum(SHIFTS) / 3
     found = re.match(
-        r"Yes on loss, at this scale: lowest test loss at d_model 128 \(1 M activated and 6 M stored parameters, "
+        r"On loss a memory layer is ahead, at this scale: lowest test loss at d_model 128 \(1 M activated and 6 M stored parameters, "
         r"10 M tokens\): UltraMem ([\d.]+), (0\.\d+) \[(0\.\d+), (0\.\d+)\] below MoE-8 and 0\.30\d \[.*\] below dense "
         r"\(three seeds, 95 % intervals\)\. ",
         told,
@@ -43,7 +43,7 @@ def test_a_runner_up_of_its_own_stands_before_the_rivals(tmp_path):
 
 def test_experts_may_lead(tmp_path):
     told = said(tmp_path, losses({"moe8": -0.3, "ultramem": -0.1}))["Loss"]
-    assert told.startswith("No on loss, at this scale: lowest test loss at d_model 256")
+    assert told.startswith("On loss a mixture of experts is ahead, at this scale: lowest test loss at d_model 256")
     assert re.search(r"MoE-8 \S+, 0\.[12]\d\d \[\S+ \S+\] below UltraMem and 0\.\d+ \[\S+ \S+\] below dense", told)
 
 
