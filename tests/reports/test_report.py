@@ -37,7 +37,7 @@ def test_every_section_is_drawn_and_names_its_csv(page):
         missing = re.findall(r'<p class="missing">(.*?)</p>', section(page, name))
         known = {"summary": ["No decision chart from this "], "runs": ["Configs are not kept here: e"]}  # three sizes; no runs/
         assert [words[:28] for words in missing] == known.get(name, []), name
-    for csv in set(schema.TABLES) - {"provenance"}:  # of results/reference alone
+    for csv in set(schema.TABLES) - {"provenance", "same_source"}:  # of results/reference alone
         if csv.startswith("gpu_"):  # of `python -m evals.gpu`, whose times join the report as those of another machine
             continue
         assert f"{csv}.csv" in page
