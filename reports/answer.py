@@ -54,8 +54,8 @@ def _loss(results: Results, at: Ranking) -> str:
     seeds = f"{_count(n)} seed{'s' * (n > 1)}" + ", 95 % intervals" * gaps[runner_up].bounded
     where = f"at {_where(at)}"
     memory, moe = at.lowest("memory"), at.lowest("moe")
-    lead = {True: "On loss a memory layer is ahead, at this scale", False: "On loss a mixture of experts is ahead, at this scale"}
-    verdict = lead.get(_sign(at.gap(results, moe, memory)), "Memory and experts are not told apart on loss")
+    ahead = {True: "a memory layer", False: "a mixture of experts"}.get(_sign(at.gap(results, moe, memory)))
+    verdict = f"On loss {ahead} is ahead, at this scale" if ahead else "Memory and experts are not told apart on loss"
     if at.seeds < FEWEST:
         verdict, first = "One seed ranks nobody", f"{where} {_name(best)} has the lowest test loss, {at.means[best]:.3f}, "
         rest = _listed(_against(arch, gap) for arch, gap in gaps.items())

@@ -24,8 +24,8 @@ def test_the_largest_size_with_two_seeds_of_each_is_ranked(tmp_path):
     mean = 5.0 - 2 - 0.3 + sum(SHIFTS) / 3
     found = re.match(
         r"On loss a memory layer is ahead, at this scale: lowest test loss at d_model 128 \(1 M activated and 6 M stored "
-        r"parameters, 10 M tokens\): UltraMem ([\d.]+), (0\.\d+) \[(0\.\d+), (0\.\d+)\] below MoE-8 and 0\.30\d \[.*\] below dense "
-        r"\(three seeds, 95 % intervals\)\. ",
+        r"parameters, 10 M tokens\): UltraMem ([\d.]+), (0\.\d+) \[(0\.\d+), (0\.\d+)\] below MoE-8 and 0\.30\d "
+        r"\[.*\] below dense \(three seeds, 95 % intervals\)\. ",
         told,
     )
     assert found, told
