@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.b:
             raise UserError("--rerun takes one results folder, whose committed runs it trains again")
         folder = args.a or Path("results/reference")
-        return vouch(folder, args.rerun, args.vouch) if args.vouch else rerun(folder, args.rerun, args.seed)
+        return rerun(folder, args.rerun, args.seed) if args.vouch is None else vouch(folder, args.rerun, args.vouch)
     if args.vouch is not None:
         raise UserError("--vouch goes with --rerun N, the runs of each source that are trained again")
     if not args.b:

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -194,8 +195,10 @@ def vouch(folder: Path, n: int, reason: str) -> int:
     `reason`, which says what has changed.
 
     Raises:
-        UserError: the data is not here, or a run cannot be trained.
+        UserError: no run or no reason is asked for, the data is not here, or a run cannot be trained.
     """
+    if n < 1 or not reason.strip():
+        raise UserError(f"--rerun {n} --vouch {reason!r}: give at least one run of each source, and say what has changed")
     store = folder / "runs"
     same, waiting = same_sources(store), defaultdict(list)
     for run in stored(store):
@@ -204,10 +207,12 @@ def vouch(folder: Path, n: int, reason: str) -> int:
     if not waiting:
         print(f"every run in {store} is of a source that trains as the code here does")
         return 0
-    trained = trained_again(folder, [run for runs in waiting.values() for run in runs[:n]])
+    chosen = {source: runs[:n] for source, runs in waiting.items()}
+    trained = trained_again(folder, [run for runs in chosen.values() for run in runs])
+    ended = iter(trained)
     rows = schema.read(store / f"{SAME}.csv", SAME).to_dict("records") if same else []
-    for source, runs in waiting.items():
-        repeated = [(verdict, row) for verdict, row in trained if verdict.run in {run.run for run in runs}]
+    for source, runs in chosen.items():
+        repeated = list(islice(ended, len(runs)))
         verdicts, row = [verdict for verdict, _ in repeated], repeated[0][1]
         if all(verdict.status == EQUAL for verdict in verdicts):
             rows.append(

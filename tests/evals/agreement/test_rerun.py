@@ -141,6 +141,9 @@ def test_a_source_that_moves_a_loss_stands_for_nothing(committed, trainer, edite
     assert (code, same) == (1, {})
     assert lines[-2].startswith("near: ")
     assert not (committed / "runs/same_source.csv").exists()
+    for n, reason in (("0", "one home"), ("1", " ")):
+        with pytest.raises(UserError, match=f"--rerun {n} --vouch .*: give at least one run of each source, and say what"):
+            compare.main(["--rerun", n, "--vouch", reason, str(committed)])
     with pytest.raises(UserError, match="--vouch goes with --rerun"):
         compare.main(["--vouch", "one home", str(committed)])
 
