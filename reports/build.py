@@ -36,7 +36,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("seeds", str(grid["seed"].nunique())),
         ("tokens a run", span(grid["tokens"], si)),
         ("device", "; ".join(sorted(runs["device"].unique()))),
-        ("processor time", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
+        ("training", f"{runs['core_seconds'].sum() / 3600:.2f} core-hours"),
         ("commit", ", ".join(commits) if len(commits) < 3 else f"{len(commits)}, in the sections of the runs"),
     ]
 

@@ -11,8 +11,8 @@ from reports.style import in_order, interval, si
 WORDS = (
     "as the training FLOPs with which dense reaches the same loss, over its own: read off dense's fitted curve over sizes, or "
     "over tokens at the size. Net: the time that dense takes for these (its own core-seconds per FLOP there) over the time "
-    "that was taken, above 1 a speed-up to the same loss on this device. 95 % intervals are of resampled seeds; * lies beyond "
-    "what dense was trained with."
+    "that was taken, above 1 a speed-up to the same loss on this device; both at a run's fastest pace, that of a fiftieth of "
+    "its steps, as other jobs slowed some. 95 % intervals are of resampled seeds; * lies beyond what dense was trained with."
 )
 HEADER = ["read off", "loss", "dense’s compute", "95 % interval", "core-seconds", "dense’s", "net", "95 % interval"]
 

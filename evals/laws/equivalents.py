@@ -3,7 +3,11 @@
 Dense's curve is fitted (`evals.laws.law`) to its losses against its training FLOPs: over the sizes of the grid, each with its
 own tokens, and, where dense was swept over tokens, over these at one size. A loss is read off the curve backwards. What that
 compute takes in time is dense's own core-seconds per FLOP, on a broken line in logs through its runs; a net speed-up is that
-time over the run's own. Intervals are of resampled seeds, the same draw for dense and for what is held against it.
+time over the run's own. Intervals are of resampled seeds, the same draw for dense and for what is held against it; they say
+nothing of the times.
+
+A run's wall time also tells what else ran on the machine, which differs from run to run and only ever slows. So times are those
+of training at a run's own fastest pace (`undisturbed`), and of an arm's seeds the fastest counts.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from evals.laws.points import TOKENS, Points
 DENSE = "dense"
 SIZES, SWEEP = "sizes", "tokens"
 SAME = ("device", "threads", "precision")
+FASTEST = 0.98  # quantile of a run's tokens per second, step by step
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,25 @@ def dense_curves(points: Points) -> list[Curve]:
     return [curve for curve in found if curve.fitted.stands]
 
 
-def equivalents(points: Points) -> list[dict]:
-    """Rows of the table `equivalents`: the models of the grid, then the arms of every chain, on each curve that fits them."""
+def undisturbed(runs: pd.DataFrame, train: pd.DataFrame | None) -> pd.Series:
+    """Core-seconds by run of its training at its fastest pace, that of a fiftieth of its steps; NaN without a curve."""
+    steps = train[train["split"] == "train"] if train is not None else pd.DataFrame({"run": [], "tokens_per_s": []})
+    pace = steps.groupby("run")["tokens_per_s"].quantile(FASTEST).astype(float)
+    return runs["tokens"] / runs["run"].map(pace) * (runs["core_seconds"] / runs["wall_s"])
+
+
+def equivalents(points: Points, times: pd.Series) -> list[dict]:
+    """Rows of the table `equivalents`: the models of the grid, then the arms of every chain, on each curve that fits them.
+
+    Args:
+        times: core-seconds by run (`undisturbed`).
+    """
     curves = dense_curves(points)
     rows = []
     for arch in points.archs:
         runs = points.runs[points.runs["run"].isin(points.grid(arch))]
         for _, here in sorted(runs.groupby("size"), key=lambda item: item[1]["active_params"].iloc[0]):
-            rows += [_row(points, curve, here, {}) for curve in curves if curve.at in ("", here["size"].iloc[0])]
+            rows += [_row(points, curve, here, {}, times) for curve in curves if curve.at in ("", here["size"].iloc[0])]
     if points.arms is None:
         return rows
     for chain in dict.fromkeys(points.arms["chain"]):
@@ -90,7 +106,7 @@ def equivalents(points: Points) -> list[dict]:
             names = {"chain": chain, "step": step, "label": arms["label"].iloc[0]}
             for curve in (curve for curve in curves if curve.at in ("", here["size"].iloc[0])):
                 needed = curve.needed(points.of(here.index, {}).losses.mean(1))
-                row = _row(points, curve, here, names)
+                row = _row(points, curve, here, names, times)
                 if curve.name in before:
                     row |= _spread("step_ratio", "step_low", "step_high", _over(needed, before[curve.name]), points.repeated)
                 if arms["kind"].iloc[0] == "cumulative" or curve.name not in before:
@@ -99,7 +115,7 @@ def equivalents(points: Points) -> list[dict]:
     return rows
 
 
-def _row(points: Points, curve: Curve, here: pd.DataFrame, names: dict) -> dict:
+def _row(points: Points, curve: Curve, here: pd.DataFrame, names: dict, times: pd.Series) -> dict:
     """One model or arm against one curve."""
     losses, flops = points.of(here.index, {}).losses.mean(1), float(compute(points)[here.index].mean())
     needed = curve.needed(losses)
@@ -110,8 +126,8 @@ def _row(points: Points, curve: Curve, here: pd.DataFrame, names: dict) -> dict:
     row["beyond"] = not inside
     told = f"dense would need {needed[0] / flops:.2f} times the compute" if np.isfinite(needed[0]) else "below dense's floor"
     row["statement"] = told if inside else f"{told}: beyond the measured range"
-    if known := _seconds(points, curve, here):
-        own = float(here["core_seconds"].mean())
+    if known := _seconds(curve, here, times):
+        own = float(times[here.index].min())
         with np.errstate(over="ignore"):
             taken = np.exp(_line(np.log(np.minimum(needed, 1e300)), *known))
         taken = np.where(np.isfinite(needed), taken, np.inf)
@@ -123,13 +139,13 @@ def _row(points: Points, curve: Curve, here: pd.DataFrame, names: dict) -> dict:
     return row
 
 
-def _seconds(points: Points, curve: Curve, here: pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logs of FLOPs and of core-seconds of the curve's runs, means over seeds, on the very device of some others."""
+def _seconds(curve: Curve, here: pd.DataFrame, times: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logs of FLOPs and of core-seconds of the curve's runs, the fastest seed's, on the very device of some others."""
     dense, first = curve.fitted.series.runs, here.iloc[0]
-    dense = dense[(dense[list(SAME)] == first[list(SAME)]).all(axis=1) & dense["core_seconds"].notna()]
-    if here["core_seconds"].isna().any() or (here[list(SAME)] != first[list(SAME)]).any(axis=None):
+    dense = dense[(dense[list(SAME)] == first[list(SAME)]).all(axis=1) & times[dense.index].notna()]
+    if times[here.index].isna().any() or (here[list(SAME)] != first[list(SAME)]).any(axis=None):
         return None
-    spent = dense["core_seconds"].groupby(curve.flops[dense.index]).mean()
+    spent = times[dense.index].groupby(curve.flops[dense.index]).min()
     return (np.log(spent.index.to_numpy(float)), np.log(spent.to_numpy(float))) if len(spent) > 1 else None
 
 

@@ -1,9 +1,9 @@
 """Scaling laws with intervals, the ranking by every counting rule, and gains as the compute that dense would need.
 
-From the tables of a results folder alone: `runs.csv`, and `arms.csv` and `counting.csv` where they are. A law is fitted for
-every architecture over sizes and tokens jointly (`joint`: the grid and the chain scaling_tokens together), along the grid's
-own path (`compute`), and over the chain sparsity (`sparse ratio`, `table size`). `evals.laws.law` says when a power law
-stands and when a line does.
+From the tables of a results folder alone: `runs.csv`, and `arms.csv`, `counting.csv` and training curves where they are. A law
+is fitted for every architecture over sizes and tokens jointly (`joint`: the grid and the chain scaling_tokens together), along
+the grid's own path (`compute`), and over the chain sparsity (`sparse ratio`, `table size`). `evals.laws.law` says when a power
+law stands and when a line does.
 
     python -m evals.laws.fits --results results/cpu --out results/cpu/fits.csv
 """
@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from evals.laws import counting
-from evals.laws.equivalents import equivalents
+from evals.laws.equivalents import equivalents, undisturbed
 from evals.laws.law import Fitted, Law, fit_all
 from evals.laws.points import SPARSITY, TOKENS, Points, Series
 from evals.records import options, schema
+from evals.records.curves import curves
 from evals.records.errors import run
 
 JOINT, COMPUTE, RATIO, TABLE = "joint", "compute", "sparse ratio", "table size"
@@ -78,12 +79,13 @@ def tables(folder: Path, resamples: int) -> dict[str, list[dict]]:
         schema.read(path, name) if (path := folder / f"{name}.csv").exists() else None for name in ("arms", "counting")
     )
     points = Points(runs, arms, resamples)
+    times = undisturbed(points.runs, curves(folder, points.runs["run"]))
     series = [one for one in all_series(points, counts) if len(one[2].runs)]
     hold_out = [name != COMPUTE or rule == counting.PAPERS for name, rule, _ in series]
     found = fit_all([here for *_, here in series], hold_out)
     fits = [row for (name, rule, _), each in zip(series, found, strict=True) for row in rows(name, rule, each)]
     ranked = counting.ranking(points, counts) if counts is not None else []
-    return {"fits": fits, "ranking": ranked, "equivalents": equivalents(points)}
+    return {"fits": fits, "ranking": ranked, "equivalents": equivalents(points, times)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -214,7 +214,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "cost": (
         text("target", "stage or target of the workflow"),
         text("run", "run, or batch of runs, it was spent on, if one", False),
-        number("core_seconds", "core s", "processor time"),
+        number("core_seconds", "core s", "of training, wall-clock time times threads; of other stages, processor time"),
         number("tokens", "tokens", "processed", False),
         number("flops", "FLOPs", "by the cost formula; training counts three forward passes", False),
     ),

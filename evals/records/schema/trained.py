@@ -26,7 +26,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         number("test_loss", "nats/token", "test cross-entropy at the end, headline sources; this is what is reported", False),
         number("test_bpb", "bits/byte", "the same per byte of text", False),
         number("tokens_per_s", "tokens/s", "median over training steps", False),
-        number("core_seconds", "core s", "processor time of the run, all threads, all resumptions", False),
+        number("core_seconds", "core s", "wall_s times threads and workers: what else runs on the machine counts", False),
         number("wall_s", "s", "wall-clock time of the run, all resumptions", False),
         number("peak_rss_mb", "MB", "largest resident memory", False),
         text("precision", "arithmetic of the matrix products: `fp32` or `bf16`"),

@@ -83,7 +83,8 @@ def test_a_gain_is_the_compute_that_dense_would_need_and_its_time():
             name = f"chain.{label}-d64-s{seed}"
             runs.append(run_row(name, "pkm", "d64", n, 10 * n, seed, loss, core_seconds=3e-12 * n * 10 * n))
             arms.append(row("arms", chain="chain", kind="sweep", step=label, label=label, order=order, set="{}", run=name))
-    rows = pd.DataFrame(equivalents.equivalents(Points(*frames(runs, arms), 60))).set_index("step")
+    points = Points(*frames(runs, arms), 60)
+    rows = pd.DataFrame(equivalents.equivalents(points, points.runs["core_seconds"])).set_index("step")
     better, best, floor = (rows.loc[label] for label in ("better", "best", "floor"))
     assert better["ratio"] == pytest.approx(2.0, rel=0.03)
     assert 1.9 < better["ratio_low"] < better["ratio"] < better["ratio_high"] < 2.1
@@ -107,7 +108,8 @@ def test_a_gain_is_the_compute_that_dense_would_need_and_its_time():
 def test_time_is_of_one_device_and_a_sweep_over_tokens_is_a_second_curve():
     runs, arms = reference(("dense", "moe8"), noise=0.0005, sweep=("dense", "moe8"), better=0.02)
     runs = [run | {"device": "another"} if run["arch"] == "moe8" else run for run in runs]
-    rows = pd.DataFrame(equivalents.equivalents(Points(*frames(runs, arms), 20)))
+    points = Points(*frames(runs, arms), 20)
+    rows = pd.DataFrame(equivalents.equivalents(points, points.runs["core_seconds"]))
     assert "core_seconds" not in rows or rows.loc[rows["arch"] == "moe8", "core_seconds"].isna().all()
     grid = rows[rows["chain"].isna()]
     assert set(zip(grid["size"], grid["curve"], strict=True)) == {*((size, "sizes") for size in SIZES), ("d64", "tokens")}
@@ -115,6 +117,27 @@ def test_time_is_of_one_device_and_a_sweep_over_tokens_is_a_second_curve():
     n, loss = SIZES["d64"], tokens["loss"]
     d = 3e6 * ((loss - joint(n, 1e30)) / 1.6) ** (-1 / 0.3)
     assert tokens["ratio"] == pytest.approx(d / (10 * n), rel=0.05)
+
+
+def test_other_jobs_beside_a_run_do_not_make_an_architecture_slow():
+    """MoE-8 takes twice dense's time a token; half of each run, and one seed of dense all along, had a neighbour."""
+    runs, arms = reference(("dense", "moe8"), noise=0.0005, sweep=())
+    steps = []
+    for run in runs:
+        pace = 1e4 / (1 + (run["arch"] == "moe8"))
+        always = run["run"] == "dense-d64-s1"
+        rates = [pace / (1 + (always or step < 50)) for step in range(100)]
+        steps += [{"run": run["run"], "split": "train", "tokens_per_s": rate} for rate in rates]
+        steps += [{"run": run["run"], "split": "validation", "tokens_per_s": 1e9}] * 5
+        wall = run["tokens"] / 100 * sum(1 / rate for rate in rates)
+        run |= {"wall_s": wall, "core_seconds": 2 * wall}
+    points = Points(*frames(runs, arms), 20)
+    times = equivalents.undisturbed(points.runs, pd.DataFrame(steps))
+    assert times["moe8-d64-s0"] == pytest.approx(2 * points.runs.loc["moe8-d64-s0", "tokens"] / 5e3)
+    rows = pd.DataFrame(equivalents.equivalents(points, times)).set_index(["arch", "size"])
+    assert rows.loc["dense", "speedup"].to_numpy() == pytest.approx(1.0, abs=0.03)
+    assert rows.loc["moe8", "speedup"].to_numpy() == pytest.approx(0.5, abs=0.02)
+    assert equivalents.undisturbed(points.runs, None).isna().all()
 
 
 def test_the_command_writes_tables_of_a_folder_whatever_it_holds(tmp_path, capsys):
