@@ -1,4 +1,4 @@
-"""The report's answer to its own question, in words made from the tables: loss, decoding, memory size, confidence.
+"""The report's answer to its own question, in words made from the tables: loss, tokens, decoding, memory size, confidence.
 
 Every sentence has a form for each result that the tables may hold, an interval that includes zero among them.
 """
@@ -9,10 +9,11 @@ import pandas as pd
 
 from evals.claims.evidence.times import speedups
 from evals.decode import decision
+from evals.laws.points import TOKENS
 from evals.stats import Interval
 from evals.stats.pairs import apart
 from reports import published
-from reports.contrast import seed_noise
+from reports.contrast import by_seed, seed_noise
 from reports.decision import MEASURED, WORDS, Decision, arms, changes, decide, spoken
 from reports.page import Results, span
 from reports.ranking import FEWEST, Ranking, leaders, ranking, role
@@ -20,6 +21,7 @@ from reports.style import look, si
 from reports.timings import SETTING, timings
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+ROLES = ("memory", "moe")
 BATCH = 16  # where a step is neither a single user's nor a full server's; another is taken if it was not timed
 
 
@@ -33,6 +35,7 @@ def _answers(results: Results) -> Iterator[tuple[str, str]]:
     at = ranking(results)
     if at:
         yield "Loss", _loss(results, at)
+        yield "Tokens", _tokens(results, at)
     if "latency" in results:
         found = decide(results)
         if isinstance(found, Decision):
@@ -68,6 +71,30 @@ def _loss(results: Results, at: Ranking) -> str:
         others = _listed(_against(arch, gap) for arch, gap in gaps.items() if arch != runner_up)
         rest = f"; {_name(best)} is {others}" if others else ""
     return " ".join(filter(None, [f"{verdict}: {first}{rest} ({seeds}).", _left_out(results, at), _sizes(results, best)]))
+
+
+def _tokens(results: Results, at: Ranking) -> str:
+    """The best memory against the best mixture of experts at each budget of tokens that both have at one size."""
+    runs = arms(results, TOKENS)
+    pair = [next((arch for arch in at.means.index if role(arch) == what and arch in set(runs["arch"])), "") for what in ROLES]
+    sides = [dict(list(runs[runs["arch"] == arch].groupby("tokens"))) for arch in pair]
+    budgets = sorted(sides[0].keys() & sides[1].keys())
+    if len(budgets) < 2:
+        budget = span(results.grid["tokens"] / results.grid["active_params"], "{:.2g}".format)
+        return f"one budget of tokens was compared at each size ({budget} a parameter); whether more change the ranking is open."
+    noise = seed_noise(results)
+    gaps = [apart(by_seed(sides[1][tokens]), by_seed(sides[0][tokens]), noise) for tokens in budgets]
+    memory, moe = map(_name, pair)
+    said = _listed(f"{_gap(gap)} at {si(tokens)}" for gap, tokens in zip(gaps, budgets, strict=True))
+    lead = {
+        frozenset([True]): f"{memory} stays ahead of {moe} with",
+        frozenset([False]): f"{moe} stays ahead of {memory} with",
+        frozenset([True, None]): f"{memory} is ahead of {moe} or not told apart from it, by",
+        frozenset([False, None]): f"{moe} is ahead of {memory} or not told apart from it, by",
+        frozenset([None]): f"{memory} and {moe} are not told apart with",
+    }.get(frozenset(map(_sign, gaps)), f"which of {memory} and {moe} is ahead changes with")
+    where = runs["d_model"].iloc[0]
+    return f"{lead} the tokens of a run, each with a schedule of its own: at d_model {where} {memory} is {said} below {moe}."
 
 
 def _where(at: Ranking) -> str:

@@ -70,13 +70,13 @@ def decide(results: Results) -> Decision | str:
     return Decision(cells, slope, timed)
 
 
-def arms(results: Results) -> pd.DataFrame:
-    """Finished runs of the chain that varies stored parameters, with their arm's `label`."""
+def arms(results: Results, chain: str = decision.CHAIN) -> pd.DataFrame:
+    """Finished runs of a chain, by default of the one that varies stored parameters, with their arm's `label`."""
     finished = results.runs[results.runs["test_loss"].notna()]
     if "arms" not in results:
         return finished[:0].assign(label="")
-    chain = results["arms"][results["arms"]["chain"] == decision.CHAIN].drop_duplicates("run")
-    return finished.merge(chain[["run", "label"]], on="run")
+    members = results["arms"][results["arms"]["chain"] == chain].drop_duplicates("run")
+    return finished.merge(members[["run", "label"]], on="run")
 
 
 def chart(results: Results) -> Iterator:

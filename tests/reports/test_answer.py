@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from synthetic import write
+from synthetic import row, write
 from synthetic_decision import SHIFTS, latency, losses, sparsity, timed
 
 from evals.records import schema
@@ -153,6 +153,38 @@ def test_without_a_slope_or_times_there_is_no_sentence_on_equal_time(tmp_path, b
     words = {"three sizes": "dense has none", "rising": "it does not fall", "no times": "no measured decode time belongs"}
     assert missing.text.startswith("No decision chart from this run: ")
     assert words[broken] in missing.text
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "words"),
+    [
+        (0.3, 0.2, "UltraMem stays ahead of MoE-8 with the tokens"),
+        (-0.3, -0.2, "MoE-8 stays ahead of UltraMem with the tokens"),
+        (0.3, 0.0005, "UltraMem is ahead of MoE-8 or not told apart from it, by the tokens"),
+        (-0.3, 0.0005, "MoE-8 is ahead of UltraMem or not told apart from it, by the tokens"),
+        (0.3, -0.3, "Which of UltraMem and MoE-8 is ahead changes with the tokens"),
+        (0.0005, 0.0005, "UltraMem and MoE-8 are not told apart with the tokens"),
+    ],
+)
+def test_budgets_of_tokens_are_compared_at_one_size(tmp_path, few, many, words):
+    runs = losses({"moe8": -0.1, "ultramem": -0.3}, jitter=0.02)
+    chain, arms = [], []
+    for tokens, gap in ((5 * 10**6, few), (4 * 10**7, many)):
+        for arch, loss in (("moe8", 3.5), ("ultramem", 3.5 - gap)):
+            like = [run for run in runs if run["arch"] == arch and run["size"] == "d128"]
+            for run in like:
+                name = f"scaling_tokens.{arch}-{tokens}-d128-s{run['seed']}"
+                chain.append(run | {"run": name, "tokens": tokens, "test_loss": loss + SHIFTS[run["seed"]]})
+                arm = {"chain": "scaling_tokens", "kind": "sweep", "step": f"{arch}-{tokens}", "order": len(arms)}
+                arms.append(row("arms", **arm, label=arch, set="{}", run=name))
+    told = said(tmp_path, runs + chain, arms=arms)["Tokens"]
+    assert told.startswith(words), told
+    assert re.search(rf"at d_model 128 UltraMem is .?{abs(few):.3f} \[.*\] at 5 M and .*\] at 40 M below MoE-8\.$", told)
+
+
+def test_one_budget_of_tokens_is_said_to_be_one(tmp_path):
+    told = said(tmp_path, losses({"moe8": -0.1, "ultramem": -0.3}))["Tokens"]
+    assert told == "One budget of tokens was compared at each size (10 a parameter); whether more change the ranking is open."
 
 
 def test_one_memory_size_is_said_to_be_one(tmp_path):
