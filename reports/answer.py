@@ -81,7 +81,7 @@ def _tokens(results: Results, at: Ranking) -> str:
     budgets = sorted(sides[0].keys() & sides[1].keys())
     if len(budgets) < 2:
         budget = span(results.grid["tokens"] / results.grid["active_params"], "{:.2g}".format)
-        return f"one budget of tokens was compared at each size ({budget} a parameter); whether more change the ranking is open."
+        return f"one budget of tokens was compared at each size ({budget} a parameter), whether more change the order is open."
     noise = seed_noise(results)
     gaps = [apart(by_seed(sides[1][tokens]), by_seed(sides[0][tokens]), noise) for tokens in budgets]
     memory, moe = map(_name, pair)

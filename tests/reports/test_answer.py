@@ -184,7 +184,7 @@ def test_budgets_of_tokens_are_compared_at_one_size(tmp_path, few, many, words):
 
 def test_one_budget_of_tokens_is_said_to_be_one(tmp_path):
     told = said(tmp_path, losses({"moe8": -0.1, "ultramem": -0.3}))["Tokens"]
-    assert told == "One budget of tokens was compared at each size (10 a parameter); whether more change the ranking is open."
+    assert told == "One budget of tokens was compared at each size (10 a parameter), whether more change the order is open."
 
 
 def test_one_memory_size_is_said_to_be_one(tmp_path):
