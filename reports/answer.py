@@ -21,7 +21,6 @@ from reports.style import look, si
 from reports.timings import SETTING, timings
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-ROLES = ("memory", "moe")
 BATCH = 16  # where a step is neither a single user's nor a full server's; another is taken if it was not timed
 
 
@@ -76,14 +75,14 @@ def _loss(results: Results, at: Ranking) -> str:
 def _tokens(results: Results, at: Ranking) -> str:
     """The best memory against the best mixture of experts at each budget of tokens that both have at one size."""
     runs = arms(results, TOKENS)
-    pair = [next((arch for arch in at.means.index if role(arch) == what and arch in set(runs["arch"])), "") for what in ROLES]
-    sides = [dict(list(runs[runs["arch"] == arch].groupby("tokens"))) for arch in pair]
-    budgets = sorted(sides[0].keys() & sides[1].keys())
+    pair = [at.lowest(what, set(runs["arch"])) or "" for what in ("memory", "moe")]
+    ours, theirs = (dict(list(runs[runs["arch"] == arch].groupby("tokens"))) for arch in pair)
+    budgets = sorted(ours.keys() & theirs.keys())
     if len(budgets) < 2:
         budget = span(results.grid["tokens"] / results.grid["active_params"], "{:.2g}".format)
         return f"one budget of tokens was compared at each size ({budget} a parameter), whether more change the order is open."
     noise = seed_noise(results)
-    gaps = [apart(by_seed(sides[1][tokens]), by_seed(sides[0][tokens]), noise) for tokens in budgets]
+    gaps = [apart(by_seed(theirs[tokens]), by_seed(ours[tokens]), noise) for tokens in budgets]
     memory, moe = map(_name, pair)
     said = _listed(f"{_gap(gap)} at {si(tokens)}" for gap, tokens in zip(gaps, budgets, strict=True))
     lead = {

@@ -1,5 +1,6 @@
 """Where architectures are ranked by test loss: the largest size at which those compared have two seeds or more each."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,9 +31,10 @@ class Ranking:
     def best(self) -> str:
         return self.means.index[0]
 
-    def lowest(self, what: str) -> str | None:
-        """The architecture with the lowest loss among those of a role, if there is one."""
-        return next((arch for arch in self.means.index if role(arch) == what), None)
+    def lowest(self, what: str, among: Container[str] | None = None) -> str | None:
+        """The architecture with the lowest loss among those of a role, and `among` some if these are given, if there is one."""
+        ours = (arch for arch in self.means.index if among is None or arch in among)
+        return next((arch for arch in ours if role(arch) == what), None)
 
     def gap(self, results: Results, arch: str, other: str) -> Interval:
         """Test loss of an architecture minus another's, paired by seed, the interval that of the pooled noise (`apart`)."""
